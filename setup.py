@@ -1,0 +1,37 @@
+"""Reads settings.ini; every `<extra>_requirements` key becomes an extra."""
+from configparser import ConfigParser
+
+import setuptools
+
+cfg = ConfigParser(delimiters=["="])
+cfg.read("settings.ini", encoding="utf-8")
+s = cfg["DEFAULT"]
+
+setuptools.setup(
+    name=s["lib_name"],
+    version=s["version"],
+    description=s["description"],
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    author=s["author"],
+    author_email=s["author_email"],
+    url=s["git_url"],
+    license="Apache-2.0",
+    keywords=s["keywords"].split(),
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Natural Language :: English",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+    packages=setuptools.find_packages(include=["fakd", "fakd.*"]),
+    package_data={"fakd": ["static/*", "py.typed"]},
+    python_requires=">=" + s["min_python"],
+    install_requires=s["requirements"].split(),
+    extras_require={k.removesuffix("_requirements"): v.split() for k, v in s.items() if k.endswith("_requirements")},
+    entry_points={"console_scripts": s.get("console_scripts", "").split()},
+    zip_safe=False,
+)
