@@ -1,0 +1,66 @@
+"Parameters and multiply-adds against the numbers of FAKD's networks."
+
+import pytest
+import torch
+from torch import nn
+
+from fakd.complexity import count_macs, count_params, describe_net
+from fakd.rcan import RCAN
+
+# scale, parameters, multiply-adds in 10^9 at LR 48x48, the same at as many LR pixels as 1280x720 HR has
+RCAN_COSTS = {
+    "teacher": [
+        (2, 15_444_667, 35.268, 3526.8),
+        (3, 15_629_307, 35.713, 1587.2),
+        (4, 15_592_379, 36.675, 916.9),
+        (8, 15_740_091, 42.303, 264.4),
+    ],
+    "student": [
+        (2, 5_023_627, 11.486, 1148.6),
+        (3, 5_208_267, 11.931, 530.3),
+        (4, 5_171_339, 12.893, 322.3),
+        (8, 5_319_051, 18.521, 115.8),
+    ],
+}
+CASES = [(role, *row) for role, rows in RCAN_COSTS.items() for row in rows]
+HW = {2: (360, 640), 3: (320, 320), 4: (180, 320), 8: (90, 160)}  # 1280 * 720 / scale^2 pixels
+
+
+@pytest.mark.parametrize(("role", "scale", "params", "patch_macs", "frame_macs"), CASES)
+def test_rcan_costs_are_those_of_fakd(role, scale, params, patch_macs, frame_macs):
+    net = RCAN(scale, **RCAN.SIZES[role])
+    assert count_params(net) == params
+    assert count_params(net, trainable=True) == params - 24
+    assert round(count_macs(net, (48, 48)) / 1e9, 3) == patch_macs
+    assert round(count_macs(net, HW[scale]) / 1e9, 1) == frame_macs
+
+
+class Padded(nn.Module):
+    "Pads to multiples of 16, as window transformers do: its cost is no line in the number of pixels."
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, imgs):
+        h, w = imgs.shape[2:]
+        return self.conv(nn.functional.pad(imgs, (0, -w % 16, 0, -h % 16)))
+
+
+def test_a_network_whose_cost_is_no_line_is_counted_at_full_size():
+    assert count_macs(Padded(), (20, 20)) == 32 * 32 * 2 * 27
+
+
+def test_linear_layers_count_once_for_each_row():
+    net = nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool1d(10), nn.Linear(10, 4))
+    assert count_macs(net, (48, 48)) == 3 * 4 * 10
+
+
+def test_counting_leaves_no_hooks_and_changes_nothing():
+    net = RCAN(2, **RCAN.SIZES["mini_student"]).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    describe_net(net)
+    assert net.training
+    assert not any(layer._forward_hooks for layer in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
