@@ -42,8 +42,9 @@ def _entries(
     lr_files = {file.stem: file for file in list_images(lr_dir)}
     missing = [file.name for file in hr_files if f"{file.stem}x{scale}" not in lr_files]
     if missing:
-        raise FakdError(f"{lr_dir} has no LR file for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}: "
-                        f"expected {Path(missing[0]).stem}x{scale}.png. Add it, or remove the folder to have LR images made.")
+        named = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
+        raise FakdError(f"{lr_dir} has no LR file for {named}: expected {Path(missing[0]).stem}x{scale}.png. "
+                        "Add it, or remove the folder to have LR images made.")
     return [_Entry(file.stem, file, lr_files[f"{file.stem}x{scale}"]) for file in hr_files]
 
 # %% ../nbs/20_benchmarks.ipynb #3afecae1
@@ -57,6 +58,9 @@ def _read_pair(
     if crop_px:
         top, left = (max(0, side - crop_px) // 2 for side in hr_img.shape[:2])
         hr_img = np.ascontiguousarray(hr_img[top:top + crop_px, left:left + crop_px])
+    size = f"{hr_img.shape[1]}x{hr_img.shape[0]}"
+    if min(hr_img.shape[:2]) < scale:
+        raise FakdError(f"{entry.hr}: an image of {size} pixels is too small for scale {scale}.")
     if entry.lr is None:
         return ImagePair(entry.name, modcrop(hr_img, scale), degrade(hr_img, scale))
     lr_img = read_image(entry.lr)
@@ -64,16 +68,16 @@ def _read_pair(
     surplus = hr_img.shape[0] - h, hr_img.shape[1] - w
     if min(surplus) < 0 or max(surplus) >= max(scale, 12):
         raise FakdError(f"{entry.lr}: {lr_img.shape[1]}x{lr_img.shape[0]} pixels do not fit the HR image of "
-                        f"{hr_img.shape[1]}x{hr_img.shape[0]} at scale {scale}.")
+                        f"{size} at scale {scale}.")
     return ImagePair(entry.name, hr_img[:h, :w], lr_img)
 
-# %% ../nbs/20_benchmarks.ipynb #a944d7c6
+# %% ../nbs/20_benchmarks.ipynb #e382d4eb
 def _places() -> list[Path]:
     "Folders that may hold named sets, in the order in which they are searched."
-    given = [Path(p).expanduser() for p in os.environ.get("FAKD_DATA", "").split(os.pathsep) if p]
+    given = [find_path(p) for p in os.environ.get("FAKD_DATA", "").split(os.pathsep) if p]
     return [place for base in (root() / "data" / "sets", *given) for place in (base, base / "benchmark")]
 
-
+# %% ../nbs/20_benchmarks.ipynb #a944d7c6
 @dataclass(frozen=True)
 class ImageSet:
     "A named list of images."
@@ -161,7 +165,8 @@ def _files(
     entries = _listed(images, folder, scale)
     if images.layout == "sample" and len(entries) != len(images.files):
         lost = sorted(set(images.files) - {entry.hr.name for entry in entries})
-        raise FakdError(f"{images.name}: this scikit-image does not ship {', '.join(lost)}. Install scikit-image >= 0.24 from a wheel.")
+        raise FakdError(f"{images.name}: this scikit-image does not ship {', '.join(lost)}. "
+                        "Install scikit-image from its wheel.")
     return entries
 
 # %% ../nbs/20_benchmarks.ipynb #75bc384f
@@ -188,7 +193,7 @@ SETS = {
 
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100")
 
-# %% ../nbs/20_benchmarks.ipynb #977714c6
+# %% ../nbs/20_benchmarks.ipynb #723be3ab
 def _at(
     folder: Path,  # an existing folder
 ) -> ImageSet:
@@ -196,14 +201,14 @@ def _at(
     known = SETS.get(folder.name)
     if known and _listed(known, folder, 0):
         return replace(known, place=folder)
-    guesses = [ImageSet(folder.name, "edsr", place=folder), ImageSet(folder.name, "div2k", place=folder),
-               ImageSet(folder.name, "folder", place=folder)]
-    for guess in guesses:
+    for layout in ("edsr", "div2k", "folder"):
+        guess = ImageSet(folder.name, layout, place=folder)
         if _listed(guess, folder, 0):
             return guess
-    raise FakdError(f"{folder}: no images in this folder. Expected image files, or HR/ with LR_bicubic/X4/, or DIV2K_train_HR/.")
+    raise FakdError(f"{folder}: no images in this folder. "
+                    "Expected image files, or HR/ with LR_bicubic/X4/, or DIV2K_train_HR/.")
 
-
+# %% ../nbs/20_benchmarks.ipynb #977714c6
 def image_set(
     name: str | Path,  # a name of SETS, a folder, or several of these joined by "+"
 ) -> ImageSet:         # found, with at least one image
@@ -220,7 +225,8 @@ def image_set(
         parts = tuple(image_set(part.strip()) for part in text.split("+"))
         return ImageSet("+".join(part.name for part in parts), "joined", parts=parts)
     else:
-        raise FakdError(f'unknown set or folder "{text}". {nearest(text, SETS)}Known: {", ".join(SETS)}, or a folder of images.')
+        raise FakdError(f'unknown set or folder "{text}". {nearest(text, SETS)}'
+                        f'Known: {", ".join(SETS)}, or a folder of images.')
     n = len(chosen)
     if chosen.count not in (None, n):
         return replace(chosen, name=f"{chosen.name}-{n}", place=chosen.folder())

@@ -90,7 +90,8 @@ def _row(
         sr_img = make(pair.lr_img)
         if sr_img.shape != pair.hr_img.shape:
             (h, w), (hr_h, hr_w) = sr_img.shape[:2], pair.hr_img.shape[:2]
-            raise FakdError(f"the result has {w}x{h} pixels instead of {hr_w}x{hr_h}: is it made for scale {pair.scale}?")
+            raise FakdError(f"the result has {w}x{h} pixels instead of {hr_w}x{hr_h}: "
+                            f"is it made for scale {pair.scale}?")
         scores = psnr_y(sr_img, pair.hr_img, pair.scale), ssim_y(sr_img, pair.hr_img, pair.scale)
     except FakdError as fault:
         raise FakdError(f"{method} on {set_name}/{pair.name}: {fault}") from None

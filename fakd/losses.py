@@ -18,7 +18,7 @@ from .losses_affinity import SA
 from .losses_image import DS, TS
 
 # %% auto #0
-__all__ = ['LOSSES', 'LossTerm', 'DistillLoss', 'loss_table']
+__all__ = ['LOSSES', 'LossTerm', 'DistillLoss', 'check_spec', 'loss_table']
 
 # %% ../nbs/48_losses.ipynb #1a45fc95
 @dataclass(frozen=True)
@@ -50,11 +50,18 @@ class DistillLoss(nn.Module):
     ):
         super().__init__()
         self.spec = parse_spec(spec)
-        _check_names(spec)
+        check_spec(spec)
         self.weights = {str(term.name): term.weight for term in self.spec}
         self.terms = nn.ModuleDict({term.name: LOSSES[term.name].cls(**term.options) for term in self.spec})
         if self.needs_maps:
             _check_shapes(spec, [t.name for t in self.spec], list((student_shapes or {}).items()), list((teacher_shapes or {}).items()))
+
+    @staticmethod
+    def needs_of(
+        spec: str,       # such as `0.5*DS+0.5*TS+10*SA`
+    ) -> set[str]:       # of "teacher" and "maps"; empty if the ground truth is enough
+        "What a loss needs beside the ground truth."
+        return {LOSSES[term.name].cls.needs for term in parse_spec(spec)} - {"hr"}
 
     @property
     def needs_teacher(self) -> bool:
@@ -80,8 +87,10 @@ class DistillLoss(nn.Module):
             return torch.stack(list(weighted.values())).sum(), weighted
 
 # %% ../nbs/48_losses.ipynb #2548e482
-def _check_names(spec: str) -> None:
-    "Every fault of the spec that can be seen without shapes."
+def check_spec(
+    spec: str,  # such as `0.5*DS+0.5*TS+10*SA`
+) -> None:
+    "Refuse every fault of a loss spec that can be seen without shapes."
     names = []
     for term in parse_spec(spec):
         if term.name not in LOSSES:

@@ -53,6 +53,26 @@ def _view(
         img = img[::-1]
     return img.swapaxes(0, 1) if which & 4 else img
 
+# %% ../nbs/15_pairs.ipynb #c1cba5bc
+def _check_pairs(
+    images: Sequence[ImagePair],  # to draw patches from
+    scale: int,                   # that all must have
+    patch_px: int,                # that must fit into each LR image
+) -> None:
+    "Refuse what patches cannot be drawn from, by name and size."
+    if not images:
+        raise FakdError("Patches: no images given.")
+    if patch_px < 1:
+        raise FakdError(f"patch_px {patch_px} must be at least 1.")
+    for pair in images:
+        h, w = pair.lr_img.shape[:2]
+        if pair.scale != scale:
+            raise FakdError(f"{pair.name}: this pair has scale {pair.scale}, not {scale}.")
+        if min(h, w) < patch_px:
+            largest = min(min(p.lr_img.shape[:2]) for p in images)
+            raise FakdError(f"{pair.name}: its LR image of {w}x{h} pixels is smaller than patch_px {patch_px}. "
+                            f"Use patch_px <= {largest} or larger images.")
+
 # %% ../nbs/15_pairs.ipynb #96650826
 class Patches:
     "Random patches of a list of pairs; a batch is a pure function of seed and step."
@@ -64,17 +84,7 @@ class Patches:
         patch_px: int,                # side of the LR patch in pixels
         seed: int = 0,                # of all draws
     ):
-        if not images:
-            raise FakdError("Patches: no images given.")
-        for pair in images:
-            h, w = pair.lr_img.shape[:2]
-            if pair.scale != scale:
-                raise FakdError(f"{pair.name}: this pair has scale {pair.scale}, not {scale}.")
-            if min(h, w) < patch_px:
-                raise FakdError(f"{pair.name}: its LR image of {w}x{h} pixels is smaller than patch_px {patch_px}. "
-                                f"Use patch_px <= {min(min(p.lr_img.shape[:2]) for p in images)} or larger images.")
-        if patch_px < 1:
-            raise FakdError(f"patch_px {patch_px} must be at least 1.")
+        _check_pairs(images, scale, patch_px)
         self.images, self.scale, self.patch_px, self.seed = list(images), scale, patch_px, seed
 
     def draw(
@@ -95,7 +105,7 @@ class Patches:
         size: int,                # patches in the global batch
         rank: int = 0,            # this process, 0..world-1
         world: int = 1,           # how many processes share the batch
-    ) -> tuple[Tensor, Tensor]:   # float32, (size / world, 3, patch, patch) and (..., scale * patch, scale * patch), 0..255
+    ) -> tuple[Tensor, Tensor]:   # float32, 0..255: (n, 3, p, p) and (n, 3, scale * p, scale * p), n = size / world
         "This rank's slice of global batch `step`."
         if size % world:
             raise FakdError(f"batch size {size} cannot be shared equally by {world} processes.")

@@ -111,6 +111,7 @@ def render_readme(
 ) -> tuple[str, dict[str, bytes]]:  # Markdown, and the images it shows by path from the root
     "Render a notebook to the Markdown of README.md, without executing it."
     nb = deepcopy(nb)
+    nb.metadata["language_info"] = {"name": "python"}  # marks the code blocks
     nb.cells = [c for c in nb.cells if not re.search(r"(?m)^#\|\s*hide\s*$", c.source)]
     for cell in nb.cells:
         if cell.cell_type == "markdown":  # relative links only: no scheme, no anchor, no absolute path

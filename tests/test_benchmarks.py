@@ -1,0 +1,186 @@
+"""Sets: found where they are said to be, paired by name, whole or named for what they are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fakd.benchmarks
+from fakd.benchmarks import SETS, found_benchmarks, image_set
+from fakd.core import FakdError, write_image
+from fakd.degrade import degrade, modcrop
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the image sets in {DATA}")
+
+
+def picture(seed, h=50, w=39):
+    return np.random.default_rng(seed).integers(256, size=(h, w, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    "An empty data folder; nothing else is searched."
+    monkeypatch.setenv("FAKD_DATA", os.pathsep.join([str(tmp_path / "nowhere"), str(tmp_path / "data")]))
+    monkeypatch.setattr(fakd.benchmarks, "root", lambda: tmp_path / "project")
+    return tmp_path / "data"
+
+
+def fill_edsr(folder, names, scales=(4,), suffix=".png"):
+    for k, name in enumerate(names):
+        img = picture(k)
+        if suffix == ".webp":
+            (folder / "HR").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(img).save(folder / "HR" / f"{name}.webp", lossless=True)
+        else:
+            write_image(folder / "HR" / f"{name}{suffix}", img)
+        for scale in scales:
+            write_image(folder / "LR_bicubic" / f"X{scale}" / f"{name}x{scale}.png", degrade(img, scale))
+
+
+NAMES5 = ["baby", "bird", "butterfly", "head", "woman"]
+
+
+@pytest.mark.parametrize("below", ["", "benchmark"])
+def test_named_sets_are_found_in_every_place(data, tmp_path, below):
+    for base in (data, tmp_path / "project" / "data" / "sets"):
+        fill_edsr(base / below / "Set5", NAMES5)
+        images = image_set("Set5")
+        assert images.folder() == base / below / "Set5" and len(images) == 5 and images.found()
+        assert found_benchmarks() == ["Set5"]
+        assert [pair.name for pair in images.pairs(4)] == NAMES5
+
+
+def test_lr_files_are_read_where_they_are_and_made_where_not(data):
+    fill_edsr(data / "Set5", NAMES5, scales=(4,))
+    marked = 255 - degrade(picture(0), 4)
+    write_image(data / "Set5" / "LR_bicubic" / "X4" / "babyx4.png", marked)
+    images = image_set("Set5")
+    baby = images.pairs(4)[0]
+    np.testing.assert_array_equal(baby.lr_img, marked)
+    np.testing.assert_array_equal(baby.hr_img, picture(0)[:48, :36])
+    made = images.pairs(3)[0]
+    np.testing.assert_array_equal(made.lr_img, degrade(picture(0), 3))
+    np.testing.assert_array_equal(made.hr_img, modcrop(picture(0), 3))
+
+
+def test_webp_and_jpeg_hr_files_pair_with_png_lr_files(data):
+    fill_edsr(data / "Urban100", ["img_001"], suffix=".webp")
+    fill_edsr(data / "B100", ["101085", "3096"], suffix=".jpg", scales=())
+    urban = image_set("Urban100").pairs(4)[0]
+    np.testing.assert_array_equal(urban.lr_img, degrade(picture(0), 4))
+    assert [pair.name for pair in image_set("B100").pairs(2)] == ["101085", "3096"]
+
+
+def test_a_partial_set_says_so_in_its_name(data):
+    fill_edsr(data / "Urban100", ["img_001", "img_004"])
+    images = image_set("Urban100")
+    assert images.name == "Urban100-2" and len(images.pairs(4)) == 2
+    assert found_benchmarks() == ["Urban100"]
+
+
+def test_div2k_train_and_valid_are_two_sets_of_one_folder(data):
+    for split, number in (("train", "0001"), ("valid", "0801")):
+        black = np.zeros((24, 24, 3), np.uint8)
+        write_image(data / "DIV2K" / f"DIV2K_{split}_HR" / f"{number}.png", picture(1, 48, 48))
+        write_image(data / "DIV2K" / f"DIV2K_{split}_LR_bicubic" / "X2" / f"{number}x2.png", black)
+    for name, number in (("DIV2K", "0001"), ("DIV2K-valid", "0801")):
+        pair, = image_set(name).pairs(2)
+        assert pair.name == number and pair.lr_img.max() == 0
+        assert image_set(name).pairs(4)[0].lr_img.max() > 0
+    assert image_set(data / "DIV2K").layout == "div2k"
+
+
+def test_bsds400_leaves_out_the_picture_of_set5(data):
+    for part, names in (("train", ["100075", "302003"]), ("test", ["100007"])):
+        for name in names:
+            write_image(data / "BSDS400" / part / f"{name}.jpg", picture(2))
+    for images in (image_set("BSDS400"), image_set(data / "BSDS400")):
+        assert sorted(pair.name for pair in images.pairs(4)) == ["100007", "100075"]
+        assert images.name == "BSDS400-2"
+
+
+def test_several_sets_join(data):
+    fill_edsr(data / "Set5", NAMES5)
+    images = image_set("Set5 + sample-eval")
+    assert images.name == "Set5+sample-eval" and len(images) == 10 == len(images.pairs(4)) and images.found()
+    assert images.digest(4) != image_set("sample-eval+Set5").digest(4)
+    with pytest.raises(FakdError, match='"Set14" was not found'):
+        image_set("Set5+Set14")
+
+
+def test_a_folder_is_a_set_by_its_path(data, tmp_path, monkeypatch):
+    write_image(tmp_path / "holiday" / "a.png", picture(0))
+    monkeypatch.chdir(tmp_path)
+    for given in ("holiday", tmp_path / "holiday", "./holiday/"):
+        images = image_set(given)
+        assert (images.name, images.layout, len(images)) == ("holiday", "folder", 1)
+    assert images.place.is_absolute()  # still found after a change of folder
+
+
+def test_the_digest_follows_every_file_that_is_read(data):
+    fill_edsr(data / "Set5", NAMES5, scales=(4,))
+    images = image_set("Set5")
+    seen = {images.digest(4), images.digest(3)}
+    write_image(data / "Set5" / "LR_bicubic" / "X4" / "birdx4.png", degrade(picture(99), 4))
+    seen.add(images.digest(4))
+    write_image(data / "Set5" / "HR" / "bird.png", picture(99))
+    seen |= {images.digest(4), images.digest(3)}
+    assert len(seen) == 5
+
+
+def test_faults_name_the_file(data):
+    fill_edsr(data / "Set5", NAMES5)
+    lr_dir = data / "Set5" / "LR_bicubic" / "X4"
+    write_image(lr_dir / "babyx4.png", picture(0, 12, 10))
+    with pytest.raises(FakdError, match=r"babyx4.png: 10x12 pixels do not fit the HR image of 39x50 at scale 4"):
+        image_set("Set5").pairs(4)
+    (lr_dir / "babyx4.png").write_bytes(b"nothing")
+    with pytest.raises(FakdError, match="babyx4.png: not a readable image"):
+        image_set("Set5").pairs(4)
+    (lr_dir / "babyx4.png").unlink()
+    with pytest.raises(FakdError, match="no LR file for baby.png: expected babyx4.png"):
+        image_set("Set5").pairs(4)
+    write_image(data / "Set5" / "HR" / "baby.png", picture(0, 5, 5))
+    with pytest.raises(FakdError, match="baby.*too small for scale 8"):
+        image_set("Set5").pairs(8)
+
+
+def test_what_is_not_found_says_where_it_was_sought(data, tmp_path):
+    with pytest.raises(FakdError) as fault:
+        image_set("Set14")
+    for place in (tmp_path / "project" / "data" / "sets", data, data / "benchmark"):
+        assert str(place / "Set14") in str(fault.value)
+    assert "FAKD_DATA" in str(fault.value)
+    for wrong in ("set5", "", "no/such/folder"):
+        with pytest.raises(FakdError, match="Known: sample, sample-eval, Set5"):
+            image_set(wrong)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FakdError, match="no images in this folder"):
+        image_set(tmp_path / "empty")
+
+
+def test_the_two_sample_splits_share_no_picture():
+    def thumbnail(pair):
+        small = pair.lr_img.mean(axis=2)[:: pair.lr_img.shape[0] // 12, :: pair.lr_img.shape[1] // 12][:12, :12]
+        return (small - small.mean()) / small.std()
+
+    train, held_out = image_set("sample").pairs(8), image_set("sample-eval").pairs(8)
+    worst = max(abs((thumbnail(a) * thumbnail(b)).mean()) for a in train for b in held_out)
+    assert worst < 0.8
+    left, right = (thumbnail(p) for p in train if p.name.startswith("motorcycle"))
+    assert (left * right).mean() > worst  # what the same scene twice would give
+
+
+@needs_data
+def test_the_real_sets_are_complete_and_apart(data, monkeypatch):
+    monkeypatch.setenv("FAKD_DATA", str(DATA))
+    assert found_benchmarks() == ["Set5", "Set14", "B100", "Urban100"]
+    sizes = {name: len(image_set(name)) for name in ("Set5", "Set14", "B100", "BSDS400")}
+    assert sizes == {name: SETS[name].count for name in sizes}
+    assert image_set("Urban100").name in ("Urban100", "Urban100-40")
+    train, test = (image_set(name) for name in ("BSDS400", "B100"))
+    names = [{pair.name for pair in images.pairs(8)} for images in (train, test)]
+    assert not names[0] & names[1] and "302003" not in names[0]

@@ -1,0 +1,150 @@
+"""Patches: aligned, uniform, and a function of seed and step alone."""
+
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from fakd.core import FakdError
+from fakd.pairs import ImagePair, Patches, prefetch
+
+
+def coordinates(name, h, w, scale, mark=0):
+    "A pair whose pixels hold their own coordinates; LR takes the first pixel of each block, then divides by the scale."
+    y, x = np.mgrid[: h * scale, : w * scale]
+    hr_img = np.stack([y, x, np.full_like(y, mark)], axis=2).astype(np.uint8)
+    lr_img = hr_img[::scale, ::scale].copy()
+    lr_img[:, :, :2] //= scale
+    return ImagePair(name, hr_img, lr_img)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_lr_and_hr_patches_show_the_same_place_in_all_eight_views(scale):
+    side = 255 // scale
+    pairs = [coordinates("a", side, side - 7, scale), coordinates("b", 12, side, scale, 1)]
+    patches = Patches(pairs, scale, 11, seed=scale)
+    views = Counter()
+    for step in range(12):
+        lr_imgs, hr_imgs = patches.batch(step, 16)
+        up = lr_imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        place = hr_imgs[:, :2].div(scale, rounding_mode="floor")
+        assert torch.equal(place, up[:, :2])         # each HR block lies in its LR pixel
+        assert torch.equal(hr_imgs[:, 2], up[:, 2])  # of the same image
+        for imgs in zip(lr_imgs, hr_imgs, strict=True):
+            steps = [(img[:2, 1, 0] - img[:2, 0, 0], img[:2, 0, 1] - img[:2, 0, 0]) for img in imgs]
+            assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))  # turned the same way
+            down, right = steps[0]
+            views[(*down.int().tolist(), *right.int().tolist())] += 1
+    assert len(views) == 8
+
+
+def test_images_positions_and_views_are_drawn_uniformly():
+    patches = Patches([coordinates("small", 9, 9, 2), coordinates("large", 40, 30, 2, 1)], 2, 8, seed=3)
+    n = 4000
+    drawn = [patches.draw(i)[0] for i in range(n)]
+    images = Counter(int(img[0, 0, 2]) for img in drawn)
+    places = Counter((int(img[:, :, 0].min()), int(img[:, :, 1].min())) for img in drawn if img[0, 0, 2] == 0)
+    views = Counter(tuple((img[1, 0, :2].astype(int) - img[0, 0, :2]).tolist()
+                          + (img[0, 1, :2].astype(int) - img[0, 0, :2]).tolist()) for img in drawn)
+    for counts, kinds in ((images, 2), (places, 4), (views, 8)):  # each within five standard deviations
+        expected = sum(counts.values()) / kinds
+        assert len(counts) == kinds and max(abs(c - expected) for c in counts.values()) < 5 * expected**0.5
+    edges = [(img[:, :, 0].min(), img[:, :, 1].min()) for img in drawn if img[0, 0, 2] == 1]
+    # every position, up to both borders
+    assert {y for y, _ in edges} == set(range(33)) and {x for _, x in edges} == set(range(23))
+
+
+@pytest.fixture
+def patches():
+    noise = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
+    return Patches([ImagePair("noise", noise, noise[::4, ::4].copy()), coordinates("a", 20, 20, 4)], 4, 6, seed=5)
+
+
+def test_batches_have_the_promised_form(patches):
+    lr_imgs, hr_imgs = patches.batch(0, 3)
+    assert (lr_imgs.shape, hr_imgs.shape) == ((3, 3, 6, 6), (3, 3, 24, 24))
+    assert lr_imgs.dtype == hr_imgs.dtype == torch.float32 and hr_imgs.is_contiguous()
+    assert hr_imgs.min() >= 0 and 200 < hr_imgs.max() <= 255
+
+
+def test_a_batch_depends_on_seed_and_step_alone(patches):
+    again = Patches(patches.images, 4, 6, seed=5)
+    for step in (9, 2, 9):  # in any order
+        assert all(map(torch.equal, patches.batch(step, 4), again.batch(step, 4)))
+    assert not torch.equal(patches.batch(2, 4)[0], Patches(patches.images, 4, 6, seed=6).batch(2, 4)[0])
+
+
+def test_sample_numbers_do_not_depend_on_batch_size_or_ranks(patches):
+    whole = patches.batch(3, 12)[1]
+    assert torch.equal(whole, torch.cat([patches.batch(step, 4)[1] for step in (9, 10, 11)]))
+    for world in (2, 3, 4):
+        assert torch.equal(whole, torch.cat([patches.batch(3, 12, rank, world)[1] for rank in range(world)]))
+
+
+def test_another_process_draws_the_same():
+    program = ("import numpy as np; from fakd.pairs import ImagePair, Patches; from fakd.core import digest;"
+               "hr = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8);"
+               "print(digest(list(Patches([ImagePair('a', hr, hr[::2, ::2].copy())], 2, 8, 1).batch(7, 5))))")
+    outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                              env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}).stdout for seed in ("1", "2")}
+    assert len(outputs) == 1 and len(outputs.pop().strip()) == 64
+
+
+def alive():
+    return [t for t in threading.enumerate() if t.name == "fakd-prefetch"]
+
+
+def test_prefetch_gives_the_same_batches_from_any_start(patches):
+    for start, stop, rank, world in ((0, 9, 0, 1), (4, 7, 1, 2), (3, 3, 0, 1)):
+        got = list(prefetch(patches, 4, start, stop, rank, world))
+        assert [step for step, *_ in got] == list(range(start, stop))
+        for step, lr_imgs, hr_imgs in got:
+            assert all(map(torch.equal, (lr_imgs, hr_imgs), patches.batch(step, 4, rank, world)))
+    assert not alive()
+
+
+def test_prefetch_ends_its_thread_when_the_loop_is_left(patches):
+    batches = prefetch(patches, 2, 0, 10**9)
+    assert next(batches)[0] == 0 and len(alive()) == 1
+    batches.close()
+    assert not alive()
+    with pytest.raises(RuntimeError, match="in the loop"):
+        for _ in prefetch(patches, 2, 0, 10**9):
+            raise RuntimeError("in the loop")
+    assert not alive()
+
+
+def test_prefetch_raises_the_faults_of_its_thread(patches, monkeypatch):
+    make = patches.batch
+
+    def breaks(step, *rest):
+        if step == 3:
+            raise OSError("disk gone")
+        return make(step, *rest)
+
+    monkeypatch.setattr(patches, "batch", breaks)
+    seen = []
+    with pytest.raises(OSError, match="disk gone"):
+        for step, *_ in prefetch(patches, 2, 0, 9):
+            seen.append(step)
+    assert seen == [0, 1, 2] and not alive()
+
+
+def test_small_images_and_wrong_scales_are_refused_by_name():
+    pair = coordinates("tiny", 7, 30, 2)
+    with pytest.raises(FakdError, match="tiny: its LR image of 30x7 pixels .* patch_px 8. Use patch_px <= 7"):
+        Patches([coordinates("a", 20, 20, 2), pair], 2, 8)
+    with pytest.raises(FakdError, match="tiny: this pair has scale 2, not 4"):
+        Patches([pair], 4, 4)
+    with pytest.raises(FakdError, match="no images"):
+        Patches([], 4, 4)
+    with pytest.raises(FakdError, match="at least 1"):
+        Patches([pair], 2, 0)
+    with pytest.raises(FakdError, match="no whole multiple"):
+        ImagePair("odd", np.zeros((8, 9, 3), np.uint8), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(FakdError, match="expected uint8"):
+        ImagePair("float", np.zeros((8, 8, 3)), np.zeros((4, 4, 3)))
