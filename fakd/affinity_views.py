@@ -5,23 +5,21 @@
 # %% ../nbs/72_affinity_views.ipynb #4ade3fa2
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .core import FakdError
-from .figures import THEMES, TITLES, _blank, _spread, figure_style, fixed
+from .figures import TITLES, blank_figure, figure_style, fixed, show_image
 from .record import Run
 
 # %% auto #0
 __all__ = ['MAP_COLOURS', 'DIFFERENCE_COLOURS', 'AffinityRows', 'read_affinity', 'map_limits', 'difference_limits', 'colours',
-           'query_view', 'short_title', 'distance_table', 'matrix_view']
+           'short_title', 'Panel', 'QueryPanels', 'query_panels', 'query_view', 'distance_table', 'matrix_view']
 
 # %% ../nbs/72_affinity_views.ipynb #07b00512
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class AffinityRows:
 
     def difference(
         self,
-        method: str,          # plain or distilled
-        tap: int,             # which pair
-    ) -> np.ndarray | None:   # (k, h, w), the method less the teacher; None if there is no teacher or its map has another size
+        method: str,         # plain or distilled
+        tap: int,            # which pair
+    ) -> np.ndarray | None:  # (k, h, w); None if there is no teacher or its map has another size
         "How far a student's rows are from the teacher's."
         if "teacher" not in self.maps or self.maps["teacher"][tap].shape != self.maps[method][tap].shape:
             return None
@@ -90,16 +88,55 @@ def colours(
     scaled = np.clip((values.astype(np.float64) - limits[0]) / (limits[1] - limits[0]), 0, 1)
     return mpl.colormaps[name](scaled, bytes=True)[..., :3]
 
-# %% ../nbs/72_affinity_views.ipynb #4c19e716
-def _mark(axes: Axes, y: int, x: int) -> None:
-    "A ring around the query pixel that shows on any ground."
-    for colour, width in (("black", 2.6), ("white", 1.2)):
-        axes.plot([x], [y], "o", ms=7, mfc="none", mec=colour, mew=width, clip_on=False)
+# %% ../nbs/72_affinity_views.ipynb #48eb573c
+def short_title(
+    method: str,  # teacher, plain or distilled
+) -> str:
+    "A method's name where there is little room."
+    return {"plain": "Not distilled", "distilled": "Distilled"}.get(method, TITLES.get(method, method))
 
 
-def _bar(fig: Figure, place: tuple[float, float, float, float], limits: tuple[float, float], name: str, label: str) -> None:
-    "A colour scale with its two ends and the middle."
-    axes = fig.add_axes(place)
+@dataclass(frozen=True)
+class Panel:
+    "One coloured map of a query pixel."
+
+    img: np.ndarray  # uint8, (h, w, 3)
+    title: str
+    note: str        # a number to stand under it, or nothing
+
+
+@dataclass(frozen=True)
+class QueryPanels:
+    "The maps of one pair of taps on two shared scales."
+
+    lines: list[list[Panel]]                        # one line a query pixel: the image, the maps, the differences
+    limits: tuple[float, float]                     # of the maps
+    difference_limits: tuple[float, float] | None   # of the differences; None if there are none
+
+# %% ../nbs/72_affinity_views.ipynb #b9331592
+def query_panels(
+    rows: AffinityRows,  # from `read_affinity`
+    tap: int = 0,        # which pair of taps
+) -> QueryPanels:
+    "Colour the rows of a pair of taps: every method's map, and every student's difference to the teacher."
+    if not 0 <= tap < len(rows.taps):
+        raise FakdError(f"tap {tap} is not one of the {len(rows.taps)} stored.")
+    gaps = {m: d for m in rows.students if (d := rows.difference(m, tap)) is not None}
+    limits, gap_limits = map_limits([m[tap] for m in rows.maps.values()]), difference_limits(list(gaps.values()))
+    lines = []
+    for k, (y, x) in enumerate(rows.queries):
+        line = [Panel(rows.image, "Query pixel", f"row {y}, column {x}")]
+        line += [Panel(colours(m[tap][k], limits), short_title(name), "") for name, m in rows.maps.items()]
+        line += [Panel(colours(d[k], gap_limits, DIFFERENCE_COLOURS), f"{short_title(name)} \u2212 teacher",
+                       f"mean |\u0394| {fixed(float(np.abs(d[k]).mean()), 3)}") for name, d in gaps.items()]
+        lines.append(line)
+    return QueryPanels(lines, limits, gap_limits if gaps else None)
+
+# %% ../nbs/72_affinity_views.ipynb #2c6b47d7
+def _bar(fig: Figure, left: float, limits: tuple[float, float], name: str, label: str) -> None:
+    "A colour scale 1.1 inches wide at the foot of a figure, with its two ends and the middle."
+    width, height = fig.get_size_inches()
+    axes = fig.add_axes((left / width, 0.16 / height, 1.1 / width, 0.07 / height))
     bar = fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), name), cax=axes, orientation="horizontal")
     bar.set_ticks([limits[0], sum(limits) / 2, limits[1]])
     bar.ax.tick_params(length=2, pad=1)
@@ -108,54 +145,31 @@ def _bar(fig: Figure, place: tuple[float, float, float, float], limits: tuple[fl
 
 
 def query_view(
-    rows: AffinityRows,          # from `read_affinity`
-    tap: int = 0,                # which pair of taps
+    rows: AffinityRows,     # from `read_affinity`
+    tap: int = 0,           # which pair of taps
     theme: str = "light",
-) -> Figure:                     # a line a query pixel; under each difference its mean magnitude
+) -> Figure:                # a line a query pixel; under each difference its mean magnitude
     "The affinity of query pixels in the teacher and the students, and the students less the teacher, on shared scales."
-    if not 0 <= tap < len(rows.taps):
-        raise FakdError(f"query_view: tap {tap} is not one of the {len(rows.taps)} stored.")
-    methods = list(rows.maps)
-    gaps = {m: d for m in rows.students if (d := rows.difference(m, tap)) is not None}
-    limits, gap_limits = map_limits([rows.maps[m][tap] for m in methods]), difference_limits(list(gaps.values()))
-    count, columns = len(rows.queries), 1 + len(methods) + len(gaps)
-    side, foot, pad = 7 / columns - 0.06, 0.17, 0.06
+    panels = query_panels(rows, tap)
+    side, gap, head, foot = 7 / len(panels.lines[0]) - 0.06, 0.06, 0.22, 0.17  # inches
     tall = side * rows.image.shape[0] / rows.image.shape[1]
-    height = 0.3 + count * (tall + foot) + 0.45
+    height = head + len(panels.lines) * (tall + foot) + 0.45
     with figure_style(theme):
-        fig = _blank(7, height)
-
-        def place(line: int, column: int) -> Axes:
-            return fig.add_axes((column * (side + pad) / 7, 1 - (0.3 + line * (tall + foot) + tall) / height, side / 7, tall / height))
-
-        for k, (y, x) in enumerate(rows.queries):
-            axes = place(k, 0)
-            _spread(axes, rows.image)
-            _mark(axes, y, x)
-            for i, (img, title, note) in enumerate(_panels(rows, gaps, tap, k, limits, gap_limits), 1):
-                axes = place(k, i)
-                _spread(axes, img)
-                _mark(axes, y * img.shape[0] / rows.image.shape[0], x * img.shape[1] / rows.image.shape[1])
-                axes.set_xlabel(note, fontsize=7.5, labelpad=1.5)
-                if k == 0:
-                    axes.set_title(title, fontsize=7.5, pad=3)
-        _bar(fig, (0, 0.13 / height, 0.16, 0.07 / height), limits, MAP_COLOURS, "affinity")
-        if gaps:
-            _bar(fig, (1 - 0.17, 0.13 / height, 0.16, 0.07 / height), gap_limits, DIFFERENCE_COLOURS, "less the teacher")
+        fig = blank_figure(7, height)
+        for k, line in enumerate(panels.lines):
+            for i, panel in enumerate(line):
+                top = head + k * (tall + foot)
+                axes = fig.add_axes((i * (side + gap) / 7, 1 - (top + tall) / height, side / 7, tall / height))
+                show_image(axes, panel.img)
+                at = (rows.queries[k] + 0.5) / rows.image.shape[:2] * panel.img.shape[:2] - 0.5
+                for colour, width in (("black", 2.6), ("white", 1.2)):  # a ring that shows on any ground
+                    axes.plot(at[1:], at[:1], "o", ms=7, mfc="none", mec=colour, mew=width, clip_on=False)
+                axes.set_xlabel(panel.note, fontsize=7.5, labelpad=1.5)
+                axes.set_title(panel.title if k == 0 else "", fontsize=7.5, pad=3)
+        _bar(fig, 0.12, panels.limits, MAP_COLOURS, "affinity")
+        if panels.difference_limits:
+            _bar(fig, 7 - 1.1 - 0.22, panels.difference_limits, DIFFERENCE_COLOURS, "student less teacher")
     return fig
-
-
-def _panels(rows: AffinityRows, gaps: dict[str, np.ndarray], tap: int, k: int, limits: tuple[float, float], gap_limits: tuple[float, float]) -> list[tuple[np.ndarray, str, str]]:
-    "The coloured maps of one query pixel, with a title and a note each."
-    maps = [(colours(rows.maps[m][tap][k], limits), short_title(m), "") for m in rows.maps]
-    return maps + [(colours(d[k], gap_limits, DIFFERENCE_COLOURS), f"{short_title(m)} \u2212 teacher", f"mean | \u00b7 | {fixed(float(np.abs(d[k]).mean()), 3)}") for m, d in gaps.items()]
-
-
-def short_title(
-    method: str,  # teacher, plain or distilled
-) -> str:
-    "A method's name where there is little room."
-    return {"plain": "Not distilled", "distilled": "Distilled"}.get(method, TITLES[method])
 
 # %% ../nbs/72_affinity_views.ipynb #abc09525
 def distance_table(
@@ -179,7 +193,7 @@ def matrix_view(
         raise FakdError(f"matrix_view: expected (n, n), got {affinity.shape}.")
     limits = map_limits([affinity])
     with figure_style(theme):
-        fig = _blank(3.4, 3.1)
+        fig = blank_figure(3.4, 3.1)
         axes = fig.add_axes((0.13, 0.12, 0.7, 0.77))
         axes.grid(False)
         axes.imshow(affinity, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], interpolation="nearest")

@@ -25,9 +25,10 @@ __all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'image_set', 'found_benchmarks']
 class _Entry(NamedTuple):
     "One image of a set, before it is read."
 
-    name: str        # stem of the HR file
-    hr: Path         # HR file
-    lr: Path | None  # LR file, None: made from HR
+    name: str                   # stem of the HR file
+    hr_file: Path               # HR file
+    lr_file: Path | None        # LR file, None: made from HR
+    crop_px: int | None = None  # keep only the central square of this side
 
 
 def _entries(
@@ -49,25 +50,24 @@ def _entries(
 
 # %% ../nbs/20_benchmarks.ipynb #3afecae1
 def _read_pair(
-    entry: _Entry,               # what to read
-    scale: int,                  # 2, 3, 4 or 8
-    crop_px: int | None = None,  # keep the central square of this side, before anything else
+    entry: _Entry,  # what to read
+    scale: int,     # 2, 3, 4 or 8
 ) -> ImagePair:
     "Read one image and its LR partner, or make that."
-    hr_img = read_image(entry.hr)
-    if crop_px:
-        top, left = (max(0, side - crop_px) // 2 for side in hr_img.shape[:2])
-        hr_img = np.ascontiguousarray(hr_img[top:top + crop_px, left:left + crop_px])
+    hr_img = read_image(entry.hr_file)
+    if entry.crop_px:
+        top, left = (max(0, side - entry.crop_px) // 2 for side in hr_img.shape[:2])
+        hr_img = np.ascontiguousarray(hr_img[top:top + entry.crop_px, left:left + entry.crop_px])
     size = f"{hr_img.shape[1]}x{hr_img.shape[0]}"
     if min(hr_img.shape[:2]) < scale:
-        raise FakdError(f"{entry.hr}: an image of {size} pixels is too small for scale {scale}.")
-    if entry.lr is None:
+        raise FakdError(f"{entry.hr_file}: an image of {size} pixels is too small for scale {scale}.")
+    if entry.lr_file is None:
         return ImagePair(entry.name, modcrop(hr_img, scale), degrade(hr_img, scale))
-    lr_img = read_image(entry.lr)
+    lr_img = read_image(entry.lr_file)
     h, w = (scale * side for side in lr_img.shape[:2])
     surplus = hr_img.shape[0] - h, hr_img.shape[1] - w
     if min(surplus) < 0 or max(surplus) >= max(scale, 12):
-        raise FakdError(f"{entry.lr}: {lr_img.shape[1]}x{lr_img.shape[0]} pixels do not fit the HR image of "
+        raise FakdError(f"{entry.lr_file}: {lr_img.shape[1]}x{lr_img.shape[0]} pixels do not fit the HR image of "
                         f"{size} at scale {scale}.")
     return ImagePair(entry.name, hr_img[:h, :w], lr_img)
 
@@ -85,17 +85,16 @@ class ImageSet:
     name: str
     layout: str                         # "edsr", "div2k", "folder", "sample" or "joined"
     count: int | None = None            # images it should have, None: whatever is there
-    files: tuple[str, ...] = ()         # sample: file names; folder: subfolders, none: the folder itself
+    files: tuple[str, ...] = ()         # sample: files; folder: subfolders, if any; div2k: train or valid
     exclude: tuple[str, ...] = ()       # names left out, each for the reason in `note`
     crop_px: int | None = None          # only the central square of this side is used
-    split: str = "train"                # div2k: "train" or "valid"
     place: Path | None = None           # a folder that a user gave
     parts: tuple[ImageSet, ...] = ()    # joined: the sets it consists of
     source: str = ""                    # where the images come from
     note: str = ""                      # what to know before comparing numbers
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts)) if self.parts else len(_files(self, 0))
+        return len(_files(self, 0))
 
     def folder(self) -> Path | None:
         "Where the images were found, None if nowhere."
@@ -111,19 +110,12 @@ class ImageSet:
         progress: bool = False,  # show a bar
     ) -> list[ImagePair]:
         "Read all images; their LR files where there are some, else LR images made from HR."
-        if self.parts:
-            return [pair for part in self.parts for pair in part.pairs(scale, progress)]
         entries = tqdm(_files(self, scale), desc=self.name, disable=not progress, leave=False)
-        return [_read_pair(entry, scale, self.crop_px) for entry in entries]
+        return [_read_pair(entry, scale) for entry in entries]
 
-    def digest(
-        self,
-        scale: int,  # 2, 3, 4 or 8
-    ) -> str:        # 64 hex digits
+    def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."
-        if self.parts:
-            return digest([part.digest(scale) for part in self.parts])
-        return digest([scale, self.crop_px, [list(entry) for entry in _files(self, scale)]])
+        return digest([scale, *map(list, _files(self, scale))])
 
 # %% ../nbs/20_benchmarks.ipynb #64c43141
 def _candidates(images: ImageSet) -> list[Path]:
@@ -147,24 +139,26 @@ def _listed(
     elif images.layout == "edsr":
         entries = _entries(folder / "HR", folder / "LR_bicubic" / f"X{scale}", scale)
     elif images.layout == "div2k":
-        base = f"DIV2K_{images.split}"
+        base = f"DIV2K_{images.files[0]}"
         entries = _entries(folder / f"{base}_HR", folder / f"{base}_LR_bicubic" / f"X{scale}", scale)
     else:
         entries = [e for sub in images.files or (".",) for e in _entries(folder / sub)]
-    return [entry for entry in entries if entry.name not in images.exclude]
+    return [entry._replace(crop_px=images.crop_px) for entry in entries if entry.name not in images.exclude]
 
-
+# %% ../nbs/20_benchmarks.ipynb #1bd52e72
 def _files(
-    images: ImageSet,  # not a joined one
+    images: ImageSet,  # any set
     scale: int,        # of the LR files, 0: HR files only
 ) -> list[_Entry]:
     "The set's images where it was found, or an error that says where it was looked for."
+    if images.parts:
+        return [entry for part in images.parts for entry in _files(part, scale)]
     folder = images.folder()
     if folder is None:
         raise FakdError(f"{images.name}: no images found. Looked in: {', '.join(map(str, _candidates(images)))}.")
     entries = _listed(images, folder, scale)
     if images.layout == "sample" and len(entries) != len(images.files):
-        lost = sorted(set(images.files) - {entry.hr.name for entry in entries})
+        lost = sorted(set(images.files) - {entry.hr_file.name for entry in entries})
         raise FakdError(f"{images.name}: this scikit-image does not ship {', '.join(lost)}. "
                         "Install scikit-image from its wheel.")
     return entries
@@ -185,8 +179,8 @@ SETS = {
     "B100": ImageSet("B100", "edsr", 100, source=_BERKELEY),
     "Urban100": ImageSet("Urban100", "edsr", 100, source="Huang et al. 2015",
                          note="the name carries the count when only a part is there: Urban100-40"),
-    "DIV2K": ImageSet("DIV2K", "div2k", 800, source="Agustsson and Timofte 2017"),
-    "DIV2K-valid": ImageSet("DIV2K-valid", "div2k", 100, split="valid", source="Agustsson and Timofte 2017"),
+    "DIV2K": ImageSet("DIV2K", "div2k", 800, ("train",), source="Agustsson and Timofte 2017"),
+    "DIV2K-valid": ImageSet("DIV2K-valid", "div2k", 100, ("valid",), source="Agustsson and Timofte 2017"),
     "BSDS400": ImageSet("BSDS400", "folder", 399, ("train", "test"), exclude=("302003",), source=_BERKELEY,
                         note="302003 is the picture woman of Set5 and is left out"),
 }
@@ -202,7 +196,7 @@ def _at(
     if known and _listed(known, folder, 0):
         return replace(known, place=folder)
     for layout in ("edsr", "div2k", "folder"):
-        guess = ImageSet(folder.name, layout, place=folder)
+        guess = ImageSet(folder.name, layout, files=("train",) if layout == "div2k" else (), place=folder)
         if _listed(guess, folder, 0):
             return guess
     raise FakdError(f"{folder}: no images in this folder. "

@@ -87,6 +87,7 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("auto", "auto, fp32, bf16, or fp16 on CUDA")
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
     workers: int | None = _field(None, "threads that read images, None: one a CPU", digest=False, resume="any", ge=1)
+    checkpoint_min: float = _field(1.0, "minutes between checkpoints, 0: after every step", digest=False, resume="any", ge=0)
     resume: str = _field("auto", "auto: continue this very run if it is unfinished; never; or the folder of a run", digest=False, resume="any")
     out_dir: str = _field("reports/runs", "folder of runs", digest=False, resume="any")
 

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import html
-import io
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +20,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .core import FakdError, atomic_write
-from .record import METHODS, Record, Row, summarise
+from .record import METHODS, Record, Row
 
 # %% auto #0
-__all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'Box', 'detail_box',
-           'scale_of', 'crop_figure', 'series', 'running_mean', 'curve_columns', 'curve_title', 'curve_figure', 'gains',
-           'gain_figure', 'signed', 'fixed', 'amount', 'ResultTable', 'method_title', 'result_table']
+__all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Box',
+           'detail_box', 'scale_of', 'show_image', 'crop_figure', 'series', 'running_mean', 'curve_columns',
+           'curve_title', 'curve_figure', 'signed', 'fixed', 'amount', 'gains', 'gain_figure', 'ResultTable',
+           'method_title', 'result_table']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -39,45 +38,50 @@ TITLES = {
     "lr": "Low resolution", "bicubic": "Bicubic", "teacher": "Teacher", "plain": "Student, no distillation",
     "distilled": "Student, distilled", "hr": "Original",
 }
-_LINES: dict[str, dict[str, Any]] = {
-    "plain": {"color": "ink", "linestyle": (0, (4, 1.6)), "linewidth": 1.1, "zorder": 3},
-    "distilled": {"color": "accent", "linestyle": "-", "linewidth": 1.6, "zorder": 4},
-}
 
 
 def line_style(
-    method: str,           # plain or distilled; any other is drawn thin and grey
+    method: str,           # plain is dashed ink, every other method solid blue
     theme: str = "light",  # light or dark
 ) -> dict[str, Any]:       # keywords of `Axes.plot`
     "How the curve of a method is drawn, everywhere."
-    style = {**(_LINES.get(method) or {"color": "muted", "linestyle": "-", "linewidth": 1.0, "zorder": 2})}
-    return {**style, "color": THEMES[theme][style["color"]]}
+    if method == "plain":
+        return {"color": THEMES[theme]["ink"], "linestyle": (0, (4, 1.6)), "linewidth": 1.1, "zorder": 3}
+    return {"color": THEMES[theme]["accent"], "linestyle": "-", "linewidth": 1.6, "zorder": 4}
 
 # %% ../nbs/70_figures.ipynb #32eee92d
 @contextmanager
 def figure_style(
     theme: str = "light",  # light or dark
 ) -> Iterator[None]:
-    "Matplotlib settings for print: 8 pt type, thin axes, fonts embedded, fixed SVG ids."
+    "Matplotlib settings for print: small type, thin axes, fonts embedded, fixed SVG ids."
     if theme not in THEMES:
         raise FakdError(f'unknown theme "{theme}". Known: {", ".join(THEMES)}.')
     c = THEMES[theme]
-    with mpl.rc_context({
+    settings: Any = {
         "font.family": ["STIXGeneral", "DejaVu Sans"], "mathtext.fontset": "stix", "font.size": 8.5,
-        "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5,
+        "axes.titlesize": 9, "axes.labelsize": 8.5, "legend.fontsize": 8.5, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.edgecolor": c["muted"],
-        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 3, "ytick.major.size": 3,
-        "xtick.color": c["muted"], "ytick.color": c["muted"], "xtick.labelcolor": c["muted"], "ytick.labelcolor": c["muted"],
-        "ytick.minor.visible": False, "xtick.minor.visible": False,
         "axes.labelcolor": c["muted"], "axes.titlecolor": c["ink"], "text.color": c["ink"],
-        "axes.grid": True, "axes.grid.axis": "y", "grid.color": c["rule"], "grid.linewidth": 0.5, "axes.axisbelow": True,
-        "figure.facecolor": c["paper"], "axes.facecolor": "none", "savefig.facecolor": c["paper"],
-        "legend.frameon": False, "figure.dpi": 144, "savefig.dpi": 300,
+        "axes.grid": True, "axes.grid.axis": "y", "grid.color": c["rule"], "grid.linewidth": 0.5,
+        "axes.axisbelow": True, "axes.facecolor": "none", "figure.facecolor": c["paper"],
+        "figure.dpi": 144, "savefig.dpi": 300,
         "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "fakd",
-    }):
+    }
+    for axis in ("xtick", "ytick"):
+        settings |= {f"{axis}.labelsize": 8, f"{axis}.major.width": 0.6, f"{axis}.major.size": 3,
+                     f"{axis}.color": c["muted"], f"{axis}.labelcolor": c["muted"], f"{axis}.minor.visible": False}
+    with mpl.rc_context(settings):
         yield
 
 # %% ../nbs/70_figures.ipynb #54fb9d14
+_NO_DATES = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
 def save_figure(
     fig: Figure,        # a figure of this module or any other
     path: str | Path,   # .png, .svg or .pdf
@@ -85,22 +89,24 @@ def save_figure(
 ) -> Path:              # where it is
     "Save a figure so that the same figure gives the same bytes."
     path = Path(path)
-    dates = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    if path.suffix not in dates:
-        raise FakdError(f'{path.name}: a figure is saved as {", ".join(dates)}, not as "{path.suffix}".')
-    settings = {"svg.hashsalt": "fakd", "svg.fonttype": "path", "pdf.fonttype": 42}
+    if path.suffix not in _NO_DATES:
+        raise FakdError(f'{path.name}: a figure is saved as {", ".join(_NO_DATES)}, not as "{path.suffix}".')
+    settings: Any = {"svg.hashsalt": "fakd", "svg.fonttype": "path", "pdf.fonttype": 42}
     with atomic_write(path) as temporary, mpl.rc_context(settings):
-        fig.savefig(temporary, dpi=dpi, metadata=dates[path.suffix], facecolor=fig.get_facecolor())
+        fig.savefig(temporary, dpi=dpi, metadata=_NO_DATES[path.suffix], facecolor=fig.get_facecolor())
     return path
 
 
-def _blank(width: float, height: float) -> Figure:
-    "A figure that pyplot has forgotten: it is shown once, by its own representation."
+def blank_figure(
+    width: float,   # inches
+    height: float,  # inches
+) -> Figure:
+    "A figure that pyplot has forgotten: a notebook shows it once, where it is the value of a cell."
     fig = plt.figure(figsize=(width, height))
     plt.close(fig)
     return fig
 
-# %% ../nbs/70_figures.ipynb #12dc69f5
+# %% ../nbs/70_figures.ipynb #2629acaf
 class Box(NamedTuple):
     "A window of an image, in pixels."
 
@@ -111,50 +117,58 @@ class Box(NamedTuple):
 
     def cut(
         self,
-        img: np.ndarray,   # (h, w, 3)
+        img: np.ndarray,    # (h, w, 3)
         factor: float = 1,  # size of `img` relative to the image the box was made for: 1/scale for LR
-    ) -> np.ndarray:       # the window of `img`
+    ) -> np.ndarray:        # the window of `img`
         "The part of an image inside the box."
         y, x, h, w = (round(v * factor) for v in self)
         return img[y:y + h, x:x + w]
 
-
+# %% ../nbs/70_figures.ipynb #12dc69f5
 def detail_box(
     hr_img: np.ndarray,  # uint8, (h, w, 3)
     scale: int,          # the window is aligned to it
-    side: int = 96,      # side of the window in pixels, cut to the image
+    side: int = 80,      # side of the window in pixels, cut to the image
 ) -> Box:
     "The square window of the image with most detail: largest mean of the clipped luma gradient."
     luma = hr_img.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255  # BT.601
     down, across = np.gradient(luma)
     detail = np.minimum(np.hypot(down, across), 32)
-    h, w = detail.shape
-    side = max(scale, min(side, h, w) // scale * scale)
+    side = max(scale, min(side, *detail.shape) // scale * scale)
     sums = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # integral image: a window's sum by four look-ups
     totals = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    totals = np.round(totals[::scale, ::scale], 6)  # only starts on an LR pixel; rounding makes ties equal on any machine
+    totals = np.round(totals[::scale, ::scale], 6)  # starts on LR pixels; rounded, so that ties are ties everywhere
     y, x = np.unravel_index(int(totals.argmax()), totals.shape)
     return Box(int(y) * scale, int(x) * scale, side, side)
 
-# %% ../nbs/70_figures.ipynb #cd6d186c
+# %% ../nbs/70_figures.ipynb #6ba3bc8d
 def scale_of(
     images: Mapping[str, np.ndarray],  # with `hr` and perhaps `lr`
 ) -> int:                              # 1 without `lr`
-    "The upscaling factor of a set of images of one scene."
+    "The upscaling factor of the versions of one scene."
     return images["hr"].shape[0] // images["lr"].shape[0] if "lr" in images else 1
 
 
-def _spread(axes: Axes, img: np.ndarray) -> None:
-    "Show an image without axes; pixels stay pixels."
+def show_image(
+    axes: Axes,       # drawn into
+    img: np.ndarray,  # uint8, (h, w, 3)
+) -> None:
+    "Show an image without ticks and frame; pixels stay pixels."
     axes.imshow(img, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
+# %% ../nbs/70_figures.ipynb #cd6d186c
+def _place(fig: Figure, x: float, y: float, w: float, h: float) -> Axes:
+    "Axes at a place given in inches from the upper left corner."
+    width, height = fig.get_size_inches()
+    return fig.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
+
 
 def crop_figure(
-    images: Mapping[str, np.ndarray],         # uint8 (h, w, 3) by name: hr, and any of lr, bicubic, teacher, plain, distilled
+    images: Mapping[str, np.ndarray],         # uint8 (h, w, 3) by name: hr, and any of `TITLES`
     box: Box | None = None,                   # the window, in pixels of hr; None: where hr has most detail
     scores: Mapping[str, str] | None = None,  # a line under a crop, by name: "27.31 dB"
     theme: str = "light",
@@ -164,25 +178,24 @@ def crop_figure(
         raise FakdError("crop_figure: the original is missing; give it as images['hr'].")
     hr_img, names = images["hr"], [n for n in TITLES if n in images]
     box = box or detail_box(hr_img, scale_of(images))
-    columns, gap, text = math.ceil(len(names) / 2), 0.06, 0.34  # inches
+    columns, gap, text = math.ceil(len(names) / 2), 0.06, 0.34  # the last two in inches
     shape = hr_img.shape[0] / hr_img.shape[1]
-    side = (7 - columns * gap - (2 * text + gap) / shape) / (columns + 2 / shape)  # the whole image is as tall as two crops
+    side = (7 - columns * gap - text / shape) / (columns + 2 / shape)  # the original is about as tall as two crops
     side = max(0.8, min(side, 1.9))
-    height = 2 * (side + text)
-    whole = min((height - text) / shape, 7 - columns * (side + gap))
+    whole = min((2 * side + text) / shape, 7 - columns * (side + gap))
     with figure_style(theme):
-        width = whole + columns * (side + gap)
-        fig = _blank(width, height)
-        axes = fig.add_axes((0, 1 - whole * shape / height, whole / width, whole * shape / height))
-        _spread(axes, hr_img)
-        axes.add_patch(plt.Rectangle((box.x - 0.5, box.y - 0.5), box.w, box.h, fill=False, ec="white", lw=2.2))
-        axes.add_patch(plt.Rectangle((box.x - 0.5, box.y - 0.5), box.w, box.h, fill=False, ec=THEMES["light"]["accent"], lw=1.1))
+        fig = blank_figure(whole + columns * (side + gap), max(2 * (side + text), whole * shape))
+        axes = _place(fig, 0, 0, whole, whole * shape)
+        show_image(axes, hr_img)
+        for colour, width in (("white", 2.2), (THEMES["light"]["accent"], 1.1)):
+            axes.add_patch(plt.Rectangle((box.x - 0.5, box.y - 0.5), box.w, box.h, fill=False, ec=colour, lw=width))
         for i, name in enumerate(names):
-            left, top = whole + gap + (i % columns) * (side + gap), (i // columns) * (side + text)
-            axes = fig.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
-            _spread(axes, box.cut(images[name], images[name].shape[0] / hr_img.shape[0]))
-            label = TITLES[name] + "\n" + (scores or {}).get(name, "")
-            fig.text((left + side / 2) / width, 1 - (top + side + 0.04) / height, label, ha="center", va="top", fontsize=7.5, linespacing=1.15)
+            across, down = whole + gap + (i % columns) * (side + gap), (i // columns) * (side + text)
+            axes = _place(fig, across, down, side, side)
+            show_image(axes, box.cut(images[name], images[name].shape[0] / hr_img.shape[0]))
+            for line, (words, colour) in enumerate(((TITLES[name], "ink"), ((scores or {}).get(name, ""), "muted"))):
+                axes.annotate(words, (0.5, 0), (0, -9 - 9 * line), xycoords="axes fraction", ha="center",
+                              textcoords="offset points", fontsize=7.5, color=THEMES[theme][colour])
     return fig
 
 # %% ../nbs/70_figures.ipynb #af745f96
@@ -204,27 +217,24 @@ def _thin(steps: np.ndarray, values: np.ndarray, most: int = 240) -> tuple[np.nd
     parts = np.array_split(np.arange(len(steps)), most)
     return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
 
-
+# %% ../nbs/70_figures.ipynb #2aff8e23
 def running_mean(
     values: np.ndarray,  # (n,)
     width: int,          # points in the mean; fewer at both ends
 ) -> np.ndarray:         # (n,)
     "Mean over a centred window that shrinks at the ends, so that nothing is invented there."
-    sums, half = np.concatenate([[0.0], np.cumsum(values)]), max(0, width // 2)
-    at = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    sums, at = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
+    reach = np.minimum(max(0, width // 2), np.minimum(at, len(values) - 1 - at))
     return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
 
-# %% ../nbs/70_figures.ipynb #ba17a082
-_NOT_DRAWN = ("method", "step", "time_s", "learn_rate")
-
-
+# %% ../nbs/70_figures.ipynb #b7b57596
 def curve_columns(
     history: Sequence[Mapping[str, Any]],  # rows of `read_history`
 ) -> list[str]:                            # psnr_y first, then loss, then its terms in the file's order
     "The columns of a history that have something to draw."
-    filled = [c for c in (history[0] if history else {}) if c not in _NOT_DRAWN and any(r.get(c) is not None for r in history)]
-    terms = [c for c in filled if c not in ("psnr_y", "loss")]
+    known = ("method", "step", "time_s", "learn_rate", "psnr_y", "loss")
+    filled = [c for c in (history[0] if history else {}) if any(r.get(c) is not None for r in history)]
+    terms = [c for c in filled if c not in known]
     return [c for c in ("psnr_y", "loss") if c in filled] + (terms if len(terms) > 1 else [])
 
 
@@ -232,116 +242,87 @@ def curve_title(
     column: str,  # a column of the history
 ) -> str:
     "A column's name for people."
-    return {"psnr_y": "Held-out PSNR (dB)", "loss": "Loss"}.get(column, f"Loss term {column}")
+    return {"psnr_y": "Held-out PSNR, dB", "loss": "Loss"}.get(column, f"Loss term {column}")
+
+# %% ../nbs/70_figures.ipynb #c62e9bd8
+def _scale_axes(axes: Axes, column: str, span: list[float], late: list[float], last: float) -> None:
+    "Limits and ticks of a curve; `late` are the extremes after the first tenth of the training."
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if last >= 10_000 and v else f"{v:g}")
+    if column == "psnr_y":
+        pad = max(0.05, 0.06 * (max(late) - min(late)))
+        axes.set_ylim(min(late) - pad, max(late) + pad)
+    elif 0 < 5 * min(span) < max(span):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
 def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], column: str, theme: str) -> None:
     "Draw one column for every method that has it."
-    span = []
+    span: list[float] = []
+    late: list[float] = []
+    last = 0.0
     for method in METHODS:
         steps, values = _thin(*series(history, method, column))
         if not len(steps):
             continue
         style = line_style(method, theme)
         smooth = running_mean(values, 1 if column == "psnr_y" else 1 + len(values) // 20)
-        if column != "psnr_y":
-            axes.plot(steps, values, **{**style, "linestyle": "-", "linewidth": 0.5, "alpha": 0.22})
         axes.plot(steps, smooth, label=TITLES[method], **style)
         if column == "psnr_y":
             axes.plot(steps[-1:], smooth[-1:], "o", ms=3, color=style["color"], zorder=5)
-        late = steps >= steps[-1] / 10
-        span += [smooth[late].min(), smooth[late].max()]
-    axes.set_title(curve_title(column), loc="left", pad=6)
-    axes.set_xlabel("Step")
-    axes.margins(x=0.02)
-    if span and column == "psnr_y":
-        pad = max(0.05, 0.06 * (max(span) - min(span)))
-        axes.set_ylim(min(span) - pad, max(span) + pad)
-    elif span and 0 < 3 * min(span) < max(span):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(mpl.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        else:
+            axes.plot(steps, values, color=style["color"], linewidth=0.5, alpha=0.22)
+        kept = smooth[steps >= steps[-1] / 10]
+        span, late = [*span, smooth.min(), smooth.max()], [*late, kept.min(), kept.max()]
+        last = max(last, steps[-1])
+    _scale_axes(axes, column, span, late, last)
 
 # %% ../nbs/70_figures.ipynb #50d0be82
 def curve_figure(
-    history: Sequence[Mapping[str, Any]],   # rows of `read_history`
-    columns: Sequence[str] | None = None,   # None: all of `curve_columns`
+    history: Sequence[Mapping[str, Any]],  # rows of `read_history`
+    columns: Sequence[str] | None = None,  # None: all of `curve_columns`
     theme: str = "light",
-    legend: bool = True,
+    legend: bool = True,                   # one line above all panels
 ) -> Figure:
     "Held-out PSNR, the loss and each of its terms against the step, one panel a column."
     columns = list(columns) if columns is not None else curve_columns(history)
     if not columns:
         raise FakdError("curve_figure: the history has nothing to draw.")
+    wide, tall, top = 3.4, 2.15, 0.28 if legend else 0.0  # inches: a panel, the legend
     across = min(2, len(columns))
-    down = math.ceil(len(columns) / across)
     with figure_style(theme):
-        fig = _blank(WIDTHS["column"] if across == 1 else WIDTHS["full"], 2.1 * down + (0.25 if legend else 0))
-        grid = fig.subplots(down, across, squeeze=False).ravel()
-        for axes, column in zip(grid, columns, strict=False):
+        fig = blank_figure(across * wide + 0.2 * (across - 1), top + tall * math.ceil(len(columns) / across))
+        for i, column in enumerate(columns):
+            left, down = i % across * (wide + 0.2), top + i // across * tall
+            axes = _place(fig, left + 0.42, down + 0.3, wide - 0.48, tall - 0.75)
             _curve(axes, history, column, theme)
-        for axes in grid[len(columns):]:
-            axes.set_axis_off()
-        labels = {text: line for axes in grid for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        top = fig.get_size_inches()[1]
-        fig.tight_layout(pad=0.4, h_pad=1.2, w_pad=1.6, rect=(0, 0, 1, 1 - 0.25 / top if legend else 1))
+            axes.set_xlabel("Step", labelpad=2)
+            axes.set_title(curve_title(column), loc="left", x=-0.42 / (wide - 0.48), pad=7)
+        labels = {t: line for axes in fig.axes for line, t in zip(*axes.get_legend_handles_labels(), strict=True)}
         if legend:
-            fig.legend(labels.values(), labels.keys(), loc="upper left", ncols=len(labels), borderaxespad=0.2, handlelength=2.4)
+            fig.legend(labels.values(), labels.keys(), loc="upper left", ncols=len(labels), borderpad=0.2,
+                       borderaxespad=0, handlelength=2.4)
     return fig
 
-# %% ../nbs/70_figures.ipynb #f429a5f1
-def gains(
-    rows: Sequence[Row],         # rows of a record
-    set_name: str,               # a set among them
-    method: str = "distilled",
-    baseline: str = "plain",
-) -> dict[str, float]:           # dB by image, in the order of the rows; only images that both have
-    "PSNR of a method less that of a baseline, image by image."
-    base = {r.image: r.psnr_y for r in rows if r.method == baseline and r.set == set_name}
-    return {r.image: r.psnr_y - b for r in rows
-            if r.method == method and r.set == set_name and r.psnr_y is not None and (b := base.get(r.image)) is not None}
-
-
-def gain_figure(
-    rows: Sequence[Row],   # rows of a record
-    theme: str = "light",
-) -> Figure:
-    "The gain by distillation of every image, one line of dots a set; the bar is the mean."
-    by_set = {name: list(g.values()) for name in dict.fromkeys(r.set for r in rows) if (g := gains(rows, name))}
-    if not by_set:
-        raise FakdError("gain_figure: no image has been scored with both students.")
-    c = THEMES[theme]
-    with figure_style(theme):
-        fig = _blank(WIDTHS["full"], 0.62 + 0.34 * len(by_set))
-        axes = fig.subplots()
-        axes.grid(False)
-        axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
-        for i, values in enumerate(by_set.values()):
-            axes.plot(values, np.full(len(values), i), "o", ms=4.2, mfc=c["accent"], mec="none", alpha=0.55 if len(values) > 20 else 0.8, zorder=3)
-            axes.plot([np.mean(values)] * 2, [i - 0.32, i + 0.32], color=c["ink"], lw=1.6, zorder=4)
-        axes.set(yticks=range(len(by_set)), ylim=(len(by_set) - 0.5, -0.5), xlabel="PSNR of the distilled less the plain student, dB")
-        axes.set_yticklabels(by_set, color=c["ink"])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        reach = max(0.05, 1.1 * max(abs(v) for values in by_set.values() for v in values))
-        axes.set_xlim(-reach, reach)
-        fig.tight_layout(pad=0.4)
-    return fig
-
-# %% ../nbs/70_figures.ipynb #123920da
+# %% ../nbs/70_figures.ipynb #f4a53b68
 MINUS, NONE = "\u2212", "\u2013"  # a true minus; a dash for what was not measured
 
 
 def signed(
     value: float | None,  # any number
     digits: int = 2,
-) -> str:                 # "+0.12", a true minus sign, "0.00" without a sign
+) -> str:                 # "+0.12", with a true minus sign; "0.00" has no sign
     "A difference as text."
     if value is None:
         return NONE
-    text = f"{value:+.{digits}f}".replace("-", MINUS)
-    return text[1:] if not float(text.replace(MINUS, "-")) else text
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
-
+# %% ../nbs/70_figures.ipynb #123920da
 def fixed(
     value: float | None,  # any number
     digits: int = 2,
@@ -352,77 +333,130 @@ def fixed(
 
 def amount(
     value: float | None,  # a count of parameters or operations
-) -> str:                 # "412 k", "15.59 M", "2.93 G"
-    "A large count in three or four digits."
+) -> str:                 # "412 k", "15.6 M", "2.93 G"
+    "A large count in three digits."
     if value is None:
         return NONE
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size * 0.9995:
-            return f"{value / size:.{2 if value < 99.95 * size else 1}f}\u202f{unit}"
+            ratio = value / size
+            return f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}\u202f{unit}"
     return f"{value:g}"
+
+# %% ../nbs/70_figures.ipynb #1172f113
+def gains(
+    rows: Sequence[Row],         # rows of a record
+    set_name: str,               # a set among them
+    method: str = "distilled",
+    baseline: str = "plain",
+) -> dict[str, float]:           # dB by image, in the order of the rows; only images that both have
+    "PSNR of a method less that of a baseline, image by image."
+    mine, base = ({r.image: r.psnr_y for r in rows if r.method == m and r.set == set_name and r.psnr_y is not None}
+                  for m in (method, baseline))
+    return {image: value - base[image] for image, value in mine.items() if image in base}
+
+# %% ../nbs/70_figures.ipynb #f429a5f1
+def gain_figure(
+    rows: Sequence[Row],    # rows of a record
+    theme: str = "light",
+    width: str = "column",  # column or full
+) -> Figure:
+    "The gain by distillation of every image, a line of dots a set; the bar is the mean."
+    by_set = {name: list(g.values()) for name in dict.fromkeys(r.set for r in rows) if (g := gains(rows, name))}
+    if not by_set:
+        raise FakdError("gain_figure: no image has been scored with both students.")
+    c, every = THEMES[theme], [0.0, *(v for values in by_set.values() for v in values)]
+    with figure_style(theme):
+        fig = blank_figure(WIDTHS[width], 0.42 + 0.28 * len(by_set))
+        axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, 0.28 * len(by_set))
+        axes.grid(False)
+        axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
+        for i, values in enumerate(by_set.values()):
+            axes.plot(values, np.full(len(values), i), "o", ms=4.6, mfc=c["accent"], mec=c["paper"], mew=0.5, zorder=3)
+            axes.plot([np.mean(values)] * 2, [i - 0.34, i + 0.34], color=c["ink"], lw=1.6, zorder=4)
+        axes.set(yticks=range(len(by_set)), ylim=(len(by_set) - 0.5, -0.5))
+        axes.set_yticklabels([n if len(n) < 16 else n[:14] + "\u2026" for n in by_set], color=c["ink"])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        pad = 0.08 * max(0.05, max(every) - min(every))
+        axes.set_xlim(min(every) - pad, max(every) + pad)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda v, _: signed(v))
+        axes.set_xlabel("Difference in PSNR, dB", labelpad=2)
+    return fig
 
 # %% ../nbs/70_figures.ipynb #4c64c0af
 @dataclass(frozen=True)
 class ResultTable:
-    "Methods against sets; shown by itself in a notebook, as text and in a report."
+    "Methods against sets; shows itself in a notebook, as text and in a report."
 
-    sets: list[tuple[str, int]]     # name and number of images, in the order of evaluation
-    rows: list[dict[str, Any]]      # method, title, params, macs and `cells`: one (psnr, ssim, difference) of texts a set
-    note: str = ""                  # what the operations were counted on
-    best: list[str | None] = field(default_factory=list)  # a set: the student that is better there
+    sets: list[tuple[str, int]]  # name and number of images, in the order of evaluation
+    rows: list[dict[str, Any]]   # method, title, params, macs and `cells`: (PSNR, SSIM, difference) a set, as texts
+    note: str = ""               # what the operations were counted on, and what the difference is
 
-    def _lines(self) -> list[list[str]]:
+    def lines(self) -> list[list[str]]:
         "Heads and rows as plain texts."
-        heads = ["Method", "Parameters", "Multiply-adds"] + [f"{name} {what}" for name, _ in self.sets for what in ("PSNR", "SSIM", "difference")]
-        return [heads] + [[r["title"], r["params"], r["macs"], *(t for cell in r["cells"] for t in cell)] for r in self.rows]
+        heads = [f"{name} {what}" for name, _ in self.sets for what in ("PSNR", "SSIM", "difference")]
+        body = [[r["title"], r["params"], r["macs"], *(t for cell in r["cells"] for t in cell)] for r in self.rows]
+        return [["Method", "Parameters", "Multiply-adds", *heads], *body]
 
     def __repr__(self) -> str:
-        lines = self._lines()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join("  ".join(t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True))) for line in lines)
+        lines = self.lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = [[line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]
+                  for line in lines]
+        return "\n".join("  ".join(line) for line in padded)
 
     def _repr_html_(self) -> str:
-        heads = "".join(f'<th colspan="3" style="text-align:center">{html.escape(n)} ({k} image{"s" * (k != 1)})</th>' for n, k in self.sets)
+        left, span = ' style="text-align:left"', ' colspan="3" style="text-align:center"'
+        first = f'<th rowspan="2"{left}>Method</th><th rowspan="2">Parameters</th><th rowspan="2">Multiply-adds</th>'
+        first += "".join(f"<th{span}>{html.escape(n)} ({k} image{'s' * (k != 1)})</th>" for n, k in self.sets)
         second = "<th>PSNR, dB</th><th>SSIM</th><th>difference, dB</th>" * len(self.sets)
         body = ""
-        for row in self.rows:
-            cells = "".join(f"<td>{html.escape(t)}</td>" for t in (row["params"], row["macs"], *(t for cell in row["cells"] for t in cell)))
-            strong = ' style="font-weight:600"' if row["method"] == "distilled" else ""
-            body += f'<tr{strong}><th style="text-align:left;font-weight:inherit">{html.escape(row["title"])}</th>{cells}</tr>'
-        return (f'<table><thead><tr><th rowspan="2" style="text-align:left">Method</th><th rowspan="2">Parameters</th><th rowspan="2">Multiply-adds</th>{heads}</tr>'
-                f"<tr>{second}</tr></thead><tbody>{body}</tbody></table><p>{html.escape(self.note)}</p>")
+        for row, (title, *texts) in zip(self.rows, self.lines()[1:], strict=True):
+            tag = "strong" if row["method"] == "distilled" else "span"
+            cells = "".join(f"<td><{tag}>{html.escape(t)}</{tag}></td>" for t in texts)
+            body += f"<tr><td{left}><{tag}>{html.escape(title)}</{tag}></td>{cells}</tr>"
+        return (f"<table><thead><tr>{first}</tr><tr>{second}</tr></thead><tbody>{body}</tbody></table>"
+                f"<p>{html.escape(self.note)}</p>")
 
-# %% ../nbs/70_figures.ipynb #54ea1534
+# %% ../nbs/70_figures.ipynb #4561a005
 def method_title(
     record: Record,  # whose method it is
     method: str,     # see METHODS
 ) -> str:
-    "The name of a method for people; a run that only trains a network has no student."
-    if record.kind != "distill" and method in ("plain", "teacher"):
+    "The name of a method for people; a run that only trains or scores a network has no student."
+    if record.kind != "distill" and method in ("teacher", "plain", "distilled"):
         return "This network"
     return TITLES.get(method, method)
 
 
+def _cell(record: Record, method: str, name: str) -> tuple[str, str, str]:
+    "PSNR, SSIM and the difference to the plain student, of a method on a set."
+    mine, base = (record.summary.get(m, {}).get(name, {}) for m in (method, "plain"))
+    psnr, plain = mine.get("psnr_y"), base.get("psnr_y")
+    gain = psnr - plain if method != "plain" and psnr is not None and plain is not None else None
+    return fixed(psnr), fixed(mine.get("ssim_y"), 4), signed(gain)
+
+# %% ../nbs/70_figures.ipynb #54ea1534
 def result_table(
     record: Record,  # a finished run
 ) -> ResultTable:    # methods in the order bicubic, teacher, plain, distilled; only those that were scored
     "Parameters, multiply-adds, PSNR and SSIM of each method, and its PSNR less that of the undistilled student."
-    summary = record.summary or summarise(record.rows)
-    names = list(dict.fromkeys(r.set for r in record.rows)) or list(dict.fromkeys(s for by_set in summary.values() for s in by_set))
-    sets = [(n, max(int(by_set[n]["images"] or 0) for by_set in summary.values() if n in by_set)) for n in names]
-    nets = {"teacher": record.teacher or {}, "plain": record.student, "distilled": record.student} if record.kind == "distill" else dict.fromkeys(METHODS[1:], record.student)
+    names = list(dict.fromkeys(r.set for r in record.rows))
+    sets = [(name, len({r.image for r in record.rows if r.set == name})) for name in names]
+    methods = [m for m in METHODS if m in record.summary]
+    nets = {m: record.student for m in ("teacher", "plain", "distilled")}
+    if record.kind == "distill":
+        nets["teacher"] = record.teacher or {}
     rows = []
-    for method in (m for m in METHODS if m in summary):
-        cells = []
-        for name in names:
-            mine, base = summary[method].get(name, {}), summary.get("plain", {}).get(name, {})
-            paired = method != "plain" and mine.get("psnr_y") is not None and base.get("psnr_y") is not None
-            cells.append((fixed(mine.get("psnr_y")), fixed(mine.get("ssim_y"), 4), signed(mine["psnr_y"] - base["psnr_y"]) if paired else NONE))
+    for method in methods:
         net = nets.get(method, {})
-        rows.append({"method": method, "title": method_title(record, method), "params": amount(net.get("params")), "macs": amount(net.get("macs")), "cells": cells})
-    sizes = {tuple(n["macs_input"]) for n in nets.values() if n.get("macs_input")}
-    at = " and ".join(f"{w} \u00d7 {h}" for h, w in sorted(sizes))
-    note = f"Multiply-adds of one image whose low-resolution side is {at} pixels. " if at else ""
-    if "plain" in summary and len(summary) > 1 and record.kind == "distill":
+        rows.append({"method": method, "title": method_title(record, method), "params": amount(net.get("params")),
+                     "macs": amount(net.get("macs")), "cells": [_cell(record, method, name) for name in names]})
+    sizes = sorted({tuple(nets[m]["macs_input"]) for m in methods if nets.get(m, {}).get("macs_input")})
+    at = " and ".join(f"{w} \u00d7 {h}" for h, w in sizes)
+    note = f"Multiply-adds are for a low-resolution image of {at} pixels. " if at else ""
+    if "plain" in methods and len(methods) > 1 and record.kind == "distill":
         note += "Difference: PSNR less that of the student without distillation."
     return ResultTable(sets, rows, note.strip())

@@ -73,6 +73,17 @@ def _check_pairs(
             raise FakdError(f"{pair.name}: its LR image of {w}x{h} pixels is smaller than patch_px {patch_px}. "
                             f"Use patch_px <= {largest} or larger images.")
 
+# %% ../nbs/15_pairs.ipynb #64d07a7d
+def _stack(
+    imgs: Sequence[np.ndarray],  # uint8 patches of one size, (h, w, 3)
+) -> Tensor:                     # float32, (b, 3, h, w), contiguous
+    "A batch of patches; channels are moved while the values are still 8 bits, which is several times as fast."
+    h, w, c = imgs[0].shape
+    stacked = np.empty((len(imgs), c, h, w), np.uint8)
+    for place, img in zip(stacked, imgs, strict=True):
+        place[:] = img.transpose(2, 0, 1)
+    return torch.from_numpy(stacked).float()
+
 # %% ../nbs/15_pairs.ipynb #96650826
 class Patches:
     "Random patches of a list of pairs; a batch is a pure function of seed and step."
@@ -110,13 +121,8 @@ class Patches:
         if size % world:
             raise FakdError(f"batch size {size} cannot be shared equally by {world} processes.")
         mine = range(step * size + rank * (size // world), step * size + (rank + 1) * (size // world))
-        p = self.patch_px
-        lr_imgs = np.empty((len(mine), 3, p, p), np.uint8)
-        hr_imgs = np.empty((len(mine), 3, p * self.scale, p * self.scale), np.uint8)
-        for k, index in enumerate(mine):
-            lr_img, hr_img = self.draw(index)
-            lr_imgs[k], hr_imgs[k] = lr_img.transpose(2, 0, 1), hr_img.transpose(2, 0, 1)
-        return torch.from_numpy(lr_imgs).float(), torch.from_numpy(hr_imgs).float()
+        lr_imgs, hr_imgs = zip(*map(self.draw, mine), strict=True)
+        return _stack(lr_imgs), _stack(hr_imgs)
 
 # %% ../nbs/15_pairs.ipynb #00960a14
 def prefetch(

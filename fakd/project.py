@@ -205,7 +205,7 @@ STEPS: dict[str, tuple[str, Callable[[], Outcome]]] = {
     "pip": ("installed packages agree with each other", _tool("pip", "check")),
     "export": ("notebooks are clean and modules are exported", check_export),
     "readme": ("README.md is rendered from nbs/index.ipynb", check_readme),
-    "ruff": ("style of notebooks, modules and tests", _tool("ruff", "check", "nbs", "fakd", "tests")),
+    "ruff": ("style of notebooks, modules and tests", _tool("ruff", "check", "--output-format=concise")),
     "mypy": ("types of the package", _tool("mypy", "fakd")),
     "rules": ("rules of the project", _pytest("tests/test_rules.py")),
     "notebooks": ("every library notebook runs and its checks hold", check_notebooks),

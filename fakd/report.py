@@ -11,7 +11,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,88 +28,119 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fakd.affinity_views import (
-    DIFFERENCE_COLOURS, MAP_COLOURS, AffinityRows, colours, difference_limits, distance_table, map_limits, read_affinity, short_title,
+    DIFFERENCE_COLOURS,
+    MAP_COLOURS,
+    AffinityRows,
+    colours,
+    distance_table,
+    query_panels,
+    read_affinity,
 )
 from .core import FakdError, atomic_write, read_image, static
 from fakd.figures import (
-    MINUS, NONE, THEMES, TITLES, amount, curve_columns, curve_figure, curve_title, detail_box, fixed, gain_figure, gains, method_title,
-    result_table, scale_of, signed,
+    NONE,
+    THEMES,
+    TITLES,
+    amount,
+    curve_columns,
+    curve_figure,
+    curve_title,
+    detail_box,
+    fixed,
+    gain_figure,
+    gains,
+    method_title,
+    result_table,
+    scale_of,
+    signed,
 )
-from .record import METHODS, Record, Run, find_runs, read_history
+from .record import METHODS, Record, Row, Run, find_runs, read_history
 
 # %% auto #0
-__all__ = ['NOTEBOOKS', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'write_rows', 'run_page',
-           'index_page']
+__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'write_rows',
+           'run_page', 'index_page']
 
-# %% ../nbs/80_report.ipynb #ad6436b6
+# %% ../nbs/80_report.ipynb #4f3e25a1
 def _mean(record: Record, method: str, name: str) -> float | None:
     "Mean PSNR of a method on a set, if it was measured."
     value = record.summary.get(method, {}).get(name, {}).get("psnr_y")
     return None if value is None else float(value)
 
 
-def _against(gain: Mapping[str, float]) -> tuple[str, str]:
-    "A set of differences in words: the mean, and on how many images it is positive."
-    mean, better, count = sum(gain.values()) / len(gain), sum(g > 0 for g in gain.values()), len(gain)
-    share = f"better on {better} of {count} images" if count > 1 else "on a single image"
-    return f"{signed(mean)} dB", share
+def _images(count: int) -> str:
+    "A number of images in words."
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
-def _first_set(record: Record, name: str, count: int) -> list[str]:
-    "Sentences about the first set: the student, its twin without a teacher, the teacher, bicubic interpolation."
-    mine, teacher, bicubic = (_mean(record, m, name) for m in ("distilled", "teacher", "bicubic"))
-    images = f"{count} image{'s' * (count != 1)}"
-    gain = gains(record.rows, name)
-    if mine is None:
-        return [f"On {name} ({images}) the distilled student was not scored."]
-    said = [f"On {name} ({images}) the distilled student reaches {fixed(mine)} dB"]
-    if gain:
-        mean, share = _against(gain)
-        said[0] += f", {mean} against the same student trained without a teacher; {share}."
-        if abs(sum(gain.values()) / len(gain)) < 0.005:
-            said.append("To two decimals, distillation changed nothing.")
-        elif sum(gain.values()) < 0:
-            said.append("Here distillation did harm.")
-    else:
-        said[0] += "."
-        said.append("The same student was not trained without a teacher, so this run cannot say what distillation changed.")
-    if teacher is not None:
-        said.append(f"The teacher has {fixed(teacher)} dB." if teacher > mine else f"The teacher, at {fixed(teacher)} dB, is no better than its student.")
-    if bicubic is not None and bicubic >= mine:
-        said.append(f"Bicubic interpolation alone has {fixed(bicubic)} dB: the student has not been trained far enough to judge anything.")
+def _share(gain: Mapping[str, float]) -> str:
+    "On how many images a difference is positive."
+    better = sum(round(g, 6) > 0 for g in gain.values())
+    return f"better on {better} of {_images(len(gain))}"
+
+# %% ../nbs/80_report.ipynb #b929cec3
+def _gain_words(gain: Mapping[str, float]) -> list[str]:
+    "What the differences to the plain student say: the end of one sentence, and perhaps another."
+    if not gain:
+        return [".", "The same student was not trained without a teacher, "
+                     "so this run cannot say what distillation changed."]
+    mean = sum(gain.values()) / len(gain)
+    said = [f", {signed(mean)} dB against the same student trained without a teacher; {_share(gain)}."]
+    if not float(f"{mean:.2f}"):
+        said.append("To two decimals, distillation changed nothing.")
+    elif mean < 0:
+        said.append("Here distillation did harm.")
     return said
 
-# %% ../nbs/80_report.ipynb #be7ccf12
+
+def _distilled_words(record: Record, name: str, images: str) -> list[str]:
+    "Sentences about the distilled student on one set: its twin without a teacher, the teacher, bicubic interpolation."
+    mine, teacher, bicubic = (_mean(record, m, name) for m in ("distilled", "teacher", "bicubic"))
+    if mine is None:
+        return [f"On {name} ({images}) the distilled student was not scored."]
+    said = _gain_words(gains(record.rows, name))
+    said[0] = f"On {name} ({images}) the distilled student reaches {fixed(mine)} dB" + said[0]
+    if teacher is not None and teacher > mine:
+        said.append(f"The teacher has {fixed(teacher)} dB.")
+    elif teacher is not None:
+        said.append(f"The teacher, at {fixed(teacher)} dB, is no better than its student.")
+    if bicubic is not None and bicubic >= mine:
+        said.append(f"Bicubic interpolation alone has {fixed(bicubic)} dB: "
+                    "the student has not been trained far enough to judge anything.")
+    return said
+
+# %% ../nbs/80_report.ipynb #02a25fe8
+def _network_words(record: Record, name: str, images: str) -> list[str]:
+    "A sentence about the network of a run without distillation, on one set."
+    bicubic = _mean(record, "bicubic", name)
+    mine = next((v for m in ("teacher", "plain", "distilled") if (v := _mean(record, m, name)) is not None), None)
+    if mine is None:
+        return []
+    over = f", {signed(mine - bicubic)} dB against bicubic interpolation" if bicubic is not None else ""
+    return [f"On {name} ({images}) the network reaches {fixed(mine)} dB{over}."]
+
+
 def finding(
     record: Record,  # of any kind
 ) -> str:            # a paragraph of plain text
     "What a run found, in plain language, computed from its record."
     if record.state == "failed":
         return f"The run failed: {record.error or 'it does not say why'}. Nothing below is a result."
-    counts = {name: len({r.image for r in record.rows if r.set == name}) for name in dict.fromkeys(r.set for r in record.rows)}
-    if not counts:
+    sets = result_table(record).sets
+    if not sets:
         return "No image was scored, so this run found nothing."
-    first, *others = counts
-    if record.kind == "distill":
-        said = _first_set(record, first, counts[first])
-        more = [(n, *_against(g)) for n in others if (g := gains(record.rows, n))]
-        said += ["On " + "; on ".join(f"{n} the difference is {mean}, {share}" for n, mean, share in more) + "."] if more else []
-        said.append(f"This is one run with one seed ({record.resolved.get('seed', 'unknown')}), which proves little: another seed can move such a difference.")
-        return " ".join(said)
-    said = []
-    for name, count in counts.items():
-        method = next((m for m in ("teacher", "plain", "distilled") if _mean(record, m, name) is not None), None)
-        if method is None:
-            continue
-        mine, bicubic = _mean(record, method, name), _mean(record, "bicubic", name)
-        over = f", {signed(mine - bicubic)} dB against bicubic interpolation" if bicubic is not None else ""
-        said.append(f"On {name} ({count} image{'s' * (count != 1)}) the network reaches {fixed(mine)} dB{over}.")
-    return " ".join(said) or "Only bicubic interpolation was scored."
+    if record.kind != "distill":
+        return " ".join(s for n, k in sets for s in _network_words(record, n, _images(k))) or "Only bicubic was scored."
+    said = _distilled_words(record, sets[0][0], _images(sets[0][1]))
+    more = [f"{name} {signed(sum(gain.values()) / len(gain))} dB ({_share(gain)})"
+            for name, _ in sets[1:] if (gain := gains(record.rows, name))]
+    if more:
+        said.append(f"On other sets the difference is: {', '.join(more)}.")
+    seed = record.resolved.get("seed", "unknown")
+    said.append(f"This is one run with one seed ({seed}), which proves little: "
+                "another seed can move such a difference.")
+    return " ".join(said)
 
 # %% ../nbs/80_report.ipynb #cad3e259
-NOTEBOOKS = {"distill": "run_distill", "teacher": "run_teacher", "evaluate": "run_evaluate", "benchmark": "run_benchmark"}
-
-
 def _reads_as_text(value: str) -> bool:
     "Whether papermill's -p leaves a text a text."
     for number in (int, float):
@@ -128,7 +159,10 @@ def _yaml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_yaml(v) for v in value) + "]"
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub(r"^(-?\d+)(e)", r"\1.0\2", text) if isinstance(value, float) else text
+    return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
+
+# %% ../nbs/80_report.ipynb #a828ac7f
+NOTEBOOKS = {kind: f"run_{kind}" for kind in ("distill", "teacher", "evaluate", "benchmark")}
 
 
 def repeat_command(
@@ -143,60 +177,64 @@ def repeat_command(
             words += ["-r" if isinstance(value, str) and not _reads_as_text(value) else "-p", name, str(value)]
     return shlex.join(words)
 
-# %% ../nbs/80_report.ipynb #46181c8e
-_SIGNS = [*range(32, 127), *range(160, 384), *map(ord, "\u2002\u2009\u202f\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u2192\u2212\u00b7\u2248\u2264\u2265\u0394\u2032")]
-
-
-@lru_cache
-def _font_faces() -> str:
-    "CSS with the page's three fonts inside."
-    faces = []
-    for file, weight, style in (("STIXGeneral", 400, "normal"), ("STIXGeneralBol", 700, "normal"), ("STIXGeneralItalic", 400, "italic")):
-        font = TTFont(Path(mpl.get_data_path(), "fonts", "ttf", f"{file}.ttf"), recalcTimestamp=False)
-        options = subset.Options(hinting=False, name_IDs=[0, 1, 2, 4, 6, 7, 13, 14], drop_tables=[*subset.Options().drop_tables, "FFTM"])
-        cutter = subset.Subsetter(options)
-        cutter.populate(unicodes=_SIGNS)
-        cutter.subset(font)
-        for entry in font["name"].names:  # a modified version may not carry the name
-            if entry.nameID in (1, 4, 6):
-                font["name"].setName("FakdText", entry.nameID, entry.platformID, entry.platEncID, entry.langID)
-        font.flavor = "woff"
-        file_bytes = io.BytesIO()
-        font.save(file_bytes, reorderTables=True)
-        faces.append(f'@font-face {{ font-family: "Fakd Text"; font-weight: {weight}; font-style: {style}; '
-                     f"src: url({data_uri(file_bytes.getvalue(), 'font/woff')}) format(\"woff\"); }}")
-    return "\n".join(faces)
+# %% ../nbs/80_report.ipynb #887a2659
+_FONTS = (("STIXGeneral", 400, "normal"), ("STIXGeneralBol", 700, "normal"), ("STIXGeneralItalic", 400, "italic"))
+_SIGNS = [*range(32, 127), *range(160, 384), *map(ord, "\u2009\u202f\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d"
+                                                       "\u2022\u2026\u2192\u2212\u2248\u2264\u2265\u0394")]
 
 
 def data_uri(
-    content: bytes,  # a file's content
+    content: bytes,  # of a file
     kind: str,       # its media type: "image/png"
 ) -> str:
     "A file as part of a page."
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def _cut_font(name: str) -> bytes:
+    "One of matplotlib's STIX fonts with the signs a page uses, as WOFF."
+    font = TTFont(Path(mpl.get_data_path(), "fonts", "ttf", f"{name}.ttf"), recalcTimestamp=False)
+    options = subset.Options(hinting=False, name_IDs=[0, 1, 2, 4, 6, 7, 13, 14])
+    options.drop_tables += ["FFTM"]
+    cutter = subset.Subsetter(options)
+    cutter.populate(unicodes=_SIGNS)
+    cutter.subset(font)
+    for entry in font["name"].names:
+        if entry.nameID in (1, 4, 6):
+            font["name"].setName("FakdText", entry.nameID, entry.platformID, entry.platEncID, entry.langID)
+    font.flavor, file = "woff", io.BytesIO()
+    font.save(file)
+    return file.getvalue()
+
+
+@lru_cache
+def _font_faces() -> str:
+    "CSS with the page's three fonts inside."
+    face = '@font-face {{ font-family: "Fakd Text"; font-weight: {}; font-style: {}; src: url({}) format("woff"); }}'
+    return "\n".join(face.format(weight, style, data_uri(_cut_font(n), "font/woff")) for n, weight, style in _FONTS)
+
+# %% ../nbs/80_report.ipynb #289a829c
 def _colour_variables() -> str:
     "The themes of the figures as CSS variables; paper is always light."
     light, dark = ("; ".join(f"--{k}: {v}" for k, v in THEMES[t].items()) for t in ("light", "dark"))
-    fixed_accent = f"--accent-fixed: {THEMES['light']['accent']}"
-    return (f":root {{ color-scheme: light dark; {light}; {fixed_accent} }}\n"
+    return (f":root {{ color-scheme: light dark; {light} }}\n"
             f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}")
 
-# %% ../nbs/80_report.ipynb #289a829c
+
 @dataclass(frozen=True)
 class Page:
     "A template and what fills it."
 
-    template: str                                    # file in `fakd/static`, extends page.html.j2
+    template: str                                    # a file in `fakd/static` that extends page.html.j2
     title: str
     parts: dict[str, Any] = field(default_factory=dict)
 
     def html(self) -> str:
         "The page as text: one file with everything in it."
-        loader = jinja2.Environment(loader=jinja2.FunctionLoader(static), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-        shell = {"fonts": Markup(_font_faces()), "colours": Markup(_colour_variables()), "css": Markup(static("page.css"))}
-        return loader.get_template(self.template).render(title=self.title, **shell, **self.parts) + "\n"
+        templates = jinja2.Environment(loader=jinja2.FunctionLoader(static), undefined=jinja2.StrictUndefined,
+                                       autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        style = Markup("\n".join([_font_faces(), _colour_variables(), static("page.css")]))
+        return templates.get_template(self.template).render(title=self.title, style=style, **self.parts) + "\n"
 
     def write(
         self,
@@ -209,12 +247,12 @@ class Page:
 
 # %% ../nbs/80_report.ipynb #a85435af
 def picture(
-    img: np.ndarray,       # uint8, (h, w, 3)
-    zoom: int = 1,         # each pixel becomes zoom x zoom
-    lossy: bool = False,   # JPEG instead of PNG: for overviews
-) -> str:                  # a data URI
+    img: np.ndarray,      # uint8, (h, w, 3)
+    zoom: int = 1,        # each pixel becomes zoom x zoom
+    lossy: bool = False,  # JPEG instead of PNG: for overviews
+) -> str:                 # a data URI
     "An image as part of a page."
-    file, enlarged = io.BytesIO(), Image.fromarray(img.repeat(zoom, 0).repeat(zoom, 1))
+    file, enlarged = io.BytesIO(), Image.fromarray(np.ascontiguousarray(img.repeat(zoom, 0).repeat(zoom, 1)))
     if lossy:
         enlarged.save(file, "JPEG", quality=86, subsampling=0, optimize=True)
     else:
@@ -229,64 +267,71 @@ def inline_svg(
 ) -> Markup:
     "A figure as SVG inside a page: text stays text, colours follow the page's theme, ids do not clash."
     file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "fakd", "svg.fonttype": "none"}):
-        fig.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = file.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.S)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"| version="1.1"', "", text).replace("xlink:href", "href")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    settings: Any = {"svg.hashsalt": "fakd", "svg.fonttype": "none"}
+    with mpl.rc_context(settings):
+        fig.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    width, height = (72 * v for v in fig.get_size_inches())
+    body = file.getvalue().partition("<svg")[2].partition(">")[2]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S).replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
     for variable, colour in THEMES["light"].items():
-        text = text.replace(colour, f"var(--{variable})")
-    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    text = re.sub(r"<svg [^>]*>", f'<svg viewBox="0 0 {size[1]} {size[2]}" role="img" aria-label="{Markup.escape(label)}">', text, count=1)
-    return Markup(re.sub(r"\n\s*", "\n", text).strip())
+        body = body.replace(colour, f"var(--{variable})")
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(f"{width:g}", f"{height:g}", label)
+    return head + Markup(re.sub(r"\s*\n\s*", "\n", body).strip())
 
-# %% ../nbs/80_report.ipynb #9aa927b2
+# %% ../nbs/80_report.ipynb #8806c54e
 def _network(description: Mapping[str, Any] | None) -> str:
-    "A network in the title: its name and size."
-    if not description or not description.get("network"):
-        return "a network"
-    size = f" ({amount(description['params'])})" if description.get("params") else ""
-    return str(description["network"]).upper() + size
+    "A network in a title: its name and size."
+    known = description or {}
+    size = f" ({amount(known['params'])})" if known.get("params") else ""
+    return str(known["network"]).upper() + size if known.get("network") else "a network"
 
 
 def _head(record: Record) -> dict[str, Any]:
-    "Title, what stands above and below it, and the finding."
-    scale, student = record.resolved.get("scale", "?"), _network(record.student)
-    title = {"distill": f"{_network(record.teacher)} distilled into {student}, \u00d7{scale}", "teacher": f"{student} trained for \u00d7{scale}"}.get(
-        record.kind, f"{student} at \u00d7{scale}")
-    known = record.resolved
-    facts = [f"{known['loss']}" if known.get("loss") else "", f"{known['steps']:,} steps" if isinstance(known.get("steps"), int) else "",
-             f"trained on {known['data']}" if known.get("data") else "", f"seed {known['seed']}" if known.get("seed") is not None else ""]
-    return {"title": title, "subtitle": ", ".join(f for f in facts if f), "finding": finding(record),
-            "kicker": f"Knowledge distillation for image super-resolution \u00b7 {record.run_id}", "scale": scale}
+    "Title, the facts under it, and the finding."
+    known, student = record.resolved, _network(record.student)
+    scale = known.get("scale", "?")
+    titles = {"distill": f"{_network(record.teacher)} distilled into {student}, \u00d7{scale}",
+              "teacher": f"{student} trained for \u00d7{scale}"}
+    loss = str(known.get("loss") or "").replace("*", "\u202f").replace("+", " + ")
+    facts = [loss and f"Loss {loss}", f"{known['steps']} steps" if known.get("steps") else "",
+             f"training set {known['data']}" if known.get("data") else "", f"seed {known.get('seed', 'unknown')}"]
+    return {"title": titles.get(record.kind, f"{student} at \u00d7{scale}"), "finding": finding(record), "scale": scale,
+            "subtitle": ", ".join(f for f in facts if f), "run_id": record.run_id, "day": record.finished[:10]}
 
-
+# %% ../nbs/80_report.ipynb #9aa927b2
 def _results(record: Record) -> dict[str, Any]:
     "The table of results, at most three sets beside each other, and the gain of each image."
     table = result_table(record)
-    parts = [{"sets": table.sets[i:i + 3], "rows": [{**r, "cells": r["cells"][i:i + 3]} for r in table.rows]} for i in range(0, len(table.sets), 3)]
-    can_gain = any(len(gains(record.rows, name)) > 1 for name, _ in table.sets)
-    svg = inline_svg(gain_figure(record.rows), "gain", "Difference in PSNR of every image") if can_gain else ""
-    caption = f"PSNR in dB and SSIM on the luma channel, mean over the images of a set. {table.note}"
-    return {"result_parts": parts if table.rows else [], "result_caption": caption, "gain_svg": svg}
+    parts = [{"sets": table.sets[i:i + 3], "rows": [{**r, "cells": r["cells"][i:i + 3]} for r in table.rows]}
+             for i in range(0, len(table.sets), 3)]
+    several = any(len(gains(record.rows, name)) > 1 for name, _ in table.sets)
+    svg = inline_svg(gain_figure(record.rows), "gain", "Difference in PSNR of every image") if several else None
+    note = f"PSNR in dB and SSIM on the luma channel, means over the images of a set. {table.note}"
+    return {"results": parts if table.rows else [], "results_note": note, "gain": svg}
+
+
+def _score(row: Row | None) -> tuple[str, str]:
+    "PSNR and SSIM of an image as texts; a PSNR that is no number says why."
+    if row is None:
+        return NONE, ""
+    return (row.note if row.psnr_y is None else fixed(row.psnr_y)), fixed(row.ssim_y, 4)
 
 
 def _every_image(record: Record) -> dict[str, Any]:
-    "A table of every image for each set."
+    "A table of all images for each set."
     tables = []
     for name in dict.fromkeys(r.set for r in record.rows):
-        rows = [r for r in record.rows if r.set == name]
-        methods = [m for m in METHODS if any(r.method == m for r in rows)]
-        scores = {(r.image, r.method): (fixed(r.psnr_y) if not r.note else r.note, fixed(r.ssim_y, 4)) for r in rows}
-        gain = gains(rows, name)
-        lines = [(image, [scores.get((image, m), (NONE, "")) for m in methods] + ([(signed(gain.get(image)), "")] if gain else []))
-                 for image in dict.fromkeys(r.image for r in rows)]
-        heads = [method_title(record, m) for m in methods] + (["Difference"] if gain else [])
-        tables.append({"set": name, "heads": heads, "rows": lines, "print": len(lines) <= 30})
-    return {"image_tables": tables, "csv": "report.csv"}
+        rows = {(r.image, r.method): r for r in record.rows if r.set == name}
+        methods = [m for m in METHODS if any(method == m for _, method in rows)]
+        gain = gains(record.rows, name)
+        lines = [(image, [_score(rows.get((image, m))) for m in methods], signed(gain.get(image)))
+                 for image in dict.fromkeys(image for image, _ in rows)]
+        heads = [method_title(record, m) for m in methods]
+        tables.append({"set": name, "heads": heads, "gain": bool(gain), "lines": lines})
+    return {"image_tables": tables}
 
 # %% ../nbs/80_report.ipynb #be132b21
 def _seconds(value: float) -> str:
@@ -296,80 +341,81 @@ def _seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{value:.1f} s"
 
 
+_TRAINING = {"steps": ("Steps", lambda v: f"{v:.0f}"), "time_s": ("Time", _seconds), "psnr_y": ("Held-out PSNR", fixed),
+             "best_psnr_y": ("Best on the way", fixed)}
+
+
 def _training(run: Run, record: Record) -> dict[str, Any]:
     "The curves, and each training in numbers."
     history = read_history(run)
-    methods = [m for m in METHODS if any(r["method"] == m for r in history)]
-    columns = curve_columns(history)
-    svgs = [inline_svg(curve_figure(history, [c], legend=False), f"curve-{c}", f"{curve_title(c)} against the step") for c in columns]
-    caption = "Held-out PSNR is measured on images that are not trained on; its axis leaves out the first tenth. " if "psnr_y" in columns else ""
-    if any(c != "psnr_y" for c in columns):
-        caption += "Thin lines are single batches, strong lines a running mean."
-    if len(methods) > 1 and "loss" in columns:
-        caption += " The two losses are sums of different terms and cannot be compared with each other."
-    wanted = {"steps": ("Steps", lambda v: f"{v:,.0f}"), "time_s": ("Time", _seconds), "psnr_y": ("Held-out PSNR, last", fixed), "best_psnr_y": ("best", fixed)}
-    past = {m: h for m, h in sorted(record.history.items(), key=lambda i: METHODS.index(i[0]) if i[0] in METHODS else 9)}
-    heads = [k for k in wanted if any(isinstance(h.get(k), (int, float)) for h in past.values())]
-    rows = [(method_title(record, m), [wanted[k][1](h[k]) if isinstance(h.get(k), (int, float)) else NONE for k in heads]) for m, h in past.items()]
-    return {"curves": svgs, "curve_methods": [{"method": m, "title": method_title(record, m)} for m in methods], "curve_caption": caption,
-            "training": {"heads": [wanted[k][0] for k in heads], "rows": rows} if heads else None}
+    methods, columns = [m for m in METHODS if any(r["method"] == m for r in history)], curve_columns(history)
+    svgs = [inline_svg(curve_figure(history, [c], legend=False), f"curve-{i}", f"{curve_title(c)} against the step")
+            for i, c in enumerate(columns)]
+    past = {m: record.history[m] for m in METHODS if m in record.history}
+    keys = [k for k in _TRAINING if any(isinstance(h.get(k), (int, float)) for h in past.values())]
+    lines = [(method_title(record, m), [NONE if h.get(k) is None else _TRAINING[k][1](h[k]) for k in keys])
+             for m, h in past.items()]
+    return {"curves": svgs, "curve_columns": columns, "curve_methods": [(m, method_title(record, m)) for m in methods],
+            "training": {"heads": [_TRAINING[k][0] for k in keys], "lines": lines} if keys else None}
 
-# %% ../nbs/80_report.ipynb #37219102
-_MOST_IMAGES = 8  # keeps a page well under 5 MB
+# %% ../nbs/80_report.ipynb #deb04da7
+MOST_IMAGES = 8  # on a page, so that it stays under 5 MB
+
+
+def _crops(images: Mapping[str, np.ndarray], record: Record, scores: Mapping[str, Row]) -> list[dict[str, Any]]:
+    "The window of every version of an image, with the scores of the whole image."
+    hr_img, box, crops = images["hr"], detail_box(images["hr"], scale_of(images)), []
+    for method, img in images.items():
+        part = box.cut(img, img.shape[0] / hr_img.shape[0])
+        zoom = max(1, round(3 * box.h / part.shape[0]))
+        score = " / ".join(_score(scores[method])) if method in scores else ""
+        size = f"{img.shape[1]} \u00d7 {img.shape[0]}" if method in ("lr", "hr") else ""
+        crops.append({"method": method, "title": method_title(record, method), "score": score or size,
+                      "src": picture(part, zoom), "size": part.shape[0] * zoom})
+    return crops
 
 
 def _comparison(folder: Path, record: Record) -> dict[str, Any] | None:
-    "One image: the original, and a window of it in every version with the scores of the whole image."
+    "One stored image: the original with the window marked, and the window in every version."
     images = {n: read_image(folder / f"{n}.png") for n in TITLES if (folder / f"{n}.png").is_file()}
     if "hr" not in images:
         return None
     set_name, _, name = folder.name.partition("--")
-    hr_img = images["hr"]
-    h, w = hr_img.shape[:2]
-    box, found = detail_box(hr_img, scale_of(images)), {r.method: r for r in record.rows if r.set == set_name and r.image == name}
-    crops = []
-    for method, img in images.items():
-        part, row = box.cut(img, img.shape[0] / h), found.get(method)
-        score = f"{fixed(row.psnr_y)} / {fixed(row.ssim_y, 4)}" if row else f"{img.shape[1]} \u00d7 {img.shape[0]}" if method in ("lr", "hr") else ""
-        zoom = max(1, round(3 * box.h / part.shape[0]))
-        crops.append({"method": method, "title": method_title(record, method), "score": score, "src": picture(part, zoom), "size": part.shape[0] * zoom})
-    step = max(1, round(w / 800))  # an overview needs no more pixels than it gets
-    small = np.asarray(Image.fromarray(hr_img).resize((w // step, h // step), Image.Resampling.LANCZOS))
-    percent = [round(100 * v, 3) for v in (box.x / w, box.y / h, box.w / w, box.h / h)]
-    return {"name": name, "caption": f"{name} ({set_name}), \u00d7{record.resolved.get('scale', scale_of(images))}.", "whole": picture(small, lossy=True), "width": small.shape[1],
-            "height": small.shape[0], "box": percent, "crops": crops, "shape": round(h / w, 4), "columns": (len(crops) + 1) // 2}
+    h, w = images["hr"].shape[:2]
+    box = detail_box(images["hr"], scale_of(images))
+    scores = {r.method: r for r in record.rows if (r.set, r.image) == (set_name, name)}
+    crops, step = _crops(images, record, scores), max(1, round(w / 700))  # an overview needs no more pixels
+    small = np.asarray(Image.fromarray(images["hr"]).resize((w // step, h // step), Image.Resampling.LANCZOS))
+    gain = gains(list(scores.values()), set_name).get(name)
+    return {"name": name, "set": set_name, "gain": None if gain is None else signed(gain), "crops": crops,
+            "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
+            "box": [round(100 * v, 3) for v in (box.x / w, box.y / h, box.w / w, box.h / h)],
+            "left": round(min(max(2 * w / h, 1.8), 4), 3)}
 
 
 def _comparisons(run: Run, record: Record) -> dict[str, Any]:
     "The stored images, in the order of the record's rows."
-    folder = run.dir / "snapshots" / "images"
-    order = {f"{r.set}--{r.image}": i for i, r in reversed(list(enumerate(record.rows)))}
-    folders = sorted((p for p in folder.glob("*") if p.is_dir()), key=lambda p: (order.get(p.name, len(record.rows)), p.name))
-    return {"comparisons": [c for p in folders[:_MOST_IMAGES] if (c := _comparison(p, record))]}
+    order = {name: i for i, name in enumerate(dict.fromkeys(f"{r.set}--{r.image}" for r in record.rows))}
+    folders = sorted((p for p in (run.dir / "snapshots" / "images").glob("*") if p.is_dir()),
+                     key=lambda p: (order.get(p.name, len(order)), p.name))
+    return {"comparisons": [c for p in folders[:MOST_IMAGES] if (c := _comparison(p, record))]}
 
-# %% ../nbs/80_report.ipynb #f6a4f113
+# %% ../nbs/80_report.ipynb #43a5243e
 def _tap_figure(rows: AffinityRows, tap: int) -> dict[str, Any]:
     "The maps of one pair of taps: a line a query pixel, on one colour scale for the maps and one for the differences."
-    gaps = {m: d for m in rows.students if (d := rows.difference(m, tap)) is not None}
-    limits, gap_limits = map_limits([m[tap] for m in rows.maps.values()]), difference_limits(list(gaps.values()))
+    panels, ramp = query_panels(rows, tap), np.linspace(0, 1, 128)[None].repeat(2, 0)
+    low, high = (fixed(v, 0) for v in panels.limits)
+    bars = [("Affinity", low, picture(colours(ramp, (0, 1), MAP_COLOURS)), high)]
+    if panels.difference_limits:
+        low, high = (signed(v) for v in panels.difference_limits)
+        bars.append(("Student less teacher", low, picture(colours(ramp, (0, 1), DIFFERENCE_COLOURS)), high))
     lines = []
-    for k, (y, x) in enumerate(rows.queries):
-        h, w = rows.image.shape[:2]
-        at = (round(100 * (x + 0.5) / w, 2), round(100 * (y + 0.5) / h, 2))
-        shown = [(rows.image, f"Query ({y}, {x})", "")]
-        shown += [(colours(m[tap][k], limits), short_title(name), "") for name, m in rows.maps.items()]
-        shown += [(colours(d[k], gap_limits, DIFFERENCE_COLOURS), f"{short_title(name)} \u2212 teacher", f"mean |\u0394| {np.abs(d[k]).mean():.3f}")
-                  for name, d in gaps.items()]
-        lines.append([{"src": picture(np.ascontiguousarray(img)), "title": title, "note": note, "at": at, "size": img.shape[1::-1],
-                       "alt": f"{title}, query pixel {y}, {x}"} for img, title, note in shown])
-    ramp = np.linspace(0, 1, 128)[None].repeat(2, 0)
-    bars = [{"label": "Affinity", "low": fixed(limits[0], 0), "high": fixed(limits[1], 0), "src": picture(colours(ramp, (0, 1)))}]
-    if gaps:
-        low, high = (signed(v, 2) for v in gap_limits)
-        bars.append({"label": "Less the teacher", "low": low, "high": high, "src": picture(colours(ramp, (0, 1), DIFFERENCE_COLOURS))})
+    for query, line in zip(rows.queries, panels.lines, strict=True):
+        at = [round(100 * (v + 0.5) / n, 2) for v, n in zip(query.tolist(), rows.image.shape[:2], strict=True)]
+        maps = [{"src": picture(p.img), "title": p.title, "note": p.note, "size": p.img.shape[1::-1]} for p in line]
+        lines.append({"at": at, "maps": maps})
     teacher_tap, _, student_tap = rows.taps[tap].partition("=")
-    where = f"{teacher_tap} of the teacher and {student_tap} of the student" if "teacher" in rows.maps and student_tap else rows.taps[tap]
-    return {"lines": lines, "bars": bars, "caption": f"Affinity of {len(lines)} query pixels (rings) at {where}."}
+    return {"lines": lines, "bars": bars, "taps": (teacher_tap, student_tap), "columns": len(panels.lines[0])}
 
 
 def _affinity(run: Run) -> dict[str, Any]:
@@ -377,90 +423,114 @@ def _affinity(run: Run) -> dict[str, Any]:
     rows = read_affinity(run)
     if rows is None:
         return {"affinity": None}
-    lead = ("Each map belongs to the query pixel under the ring and shows how alike a network finds every other position: the cosine of their feature vectors. "
-            "Spatial affinity distillation asks the student for the maps of the teacher.")
     far = distance_table(rows)
-    if {"plain", "distilled"} <= set(far) and all(a is not None and b is not None for a, b in zip(far["plain"], far["distilled"], strict=True)):
-        nearer = sum(d < p for p, d in zip(far["plain"], far["distilled"], strict=True))
-        lead += f" Over the rows shown, the distilled student is nearer to the teacher than the plain one at {nearer} of {len(rows.taps)} taps."
-    table = [(*(t.partition("=")[::2]), [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)] if "teacher" in rows.maps else []
-    columns = 1 + len(rows.maps) + sum(rows.difference(m, 0) is not None for m in rows.students)
-    return {"affinity": {"lead": lead, "table": table, "heads": [TITLES[m] for m in far], "queries": len(rows.queries), "columns": columns,
-                         "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}
+    pairs = [(p, d) for p, d in zip(far.get("plain", []), far.get("distilled", []), strict=False)
+             if p is not None and d is not None]
+    table = [(*t.partition("=")[::2], [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)]
+    return {"affinity": {
+        "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],
+        "heads": [TITLES[m] for m in far], "queries": len(rows.queries),
+        "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}
 
-# %% ../nbs/80_report.ipynb #580afd9a
-def _text(value: Any) -> str:
+# %% ../nbs/80_report.ipynb #bb3fae6d
+def _words(value: Any) -> str:
     "A value of a setting for people."
     if isinstance(value, (list, tuple)):
-        return ", ".join(_text(v) for v in value) or "none"
+        return ", ".join(map(_words, value)) or "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items()) or "none"
-    return {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+        return ", ".join(f"{k} {_words(v)}" for k, v in value.items()) or "none"
+    return "none" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _settings(record: Record) -> dict[str, Any]:
-    "Settings with where each came from, the command, and what to expect of it."
+def _settings(record: Record) -> list[tuple[str, str, str]]:
+    "Name, value and origin of every setting."
     rows = []
     for name, value in record.resolved.items():
         asked = record.given.get(name, value)
-        rows.append((name, _text(value) + (f" (from {_text(asked)})" if asked != value else ""), "given" if name in record.given else "chosen"))
-    note = (f"The digest of everything that decided this result is {record.digest}; on the same machine a run with this digest gives the same numbers. "
-            "Another processor or another version of torch can change the last digits.")
-    return {"settings": rows, "command": repeat_command(record), "repeat_note": note}
+        note = "" if asked == value else f" (asked for: {_words(asked)})"
+        rows.append((name, _words(value) + note, "given" if name in record.given else "chosen"))
+    return rows
 
 
 def _networks(record: Record) -> dict[str, Any] | None:
-    "What is known of teacher and student."
-    nets = [(t, n) for t, n in (("Teacher", record.teacher), ("Student" if record.kind == "distill" else "Network", record.student)) if n]
-    fields = (("spec", "Spec"), ("params", "Parameters"), ("macs", "Multiply-adds"), ("macs_input", "of an LR image, h, w"), ("source", "Weights"), ("taps", "Taps, (c, h, w)"),
-              ("digest", "Digest"), ("assumptions", "Assumed"))
-    show = {"params": lambda v: f"{v:,}", "macs": lambda v: f"{v:,}", "digest": lambda v: str(v)[:16],
-            "taps": lambda v: "; ".join(f"{k} {tuple(s)}" for k, s in v.items()) if isinstance(v, Mapping) else _text(v)}
-    rows = [(title, [show.get(key, _text)(n[key]) if n.get(key) else NONE for _, n in nets]) for key, title in fields if any(n.get(key) for _, n in nets)]
-    return {"heads": [t for t, _ in nets], "rows": rows} if rows else None
+    "What is known of teacher and student, a column each."
+    both = {"Teacher": record.teacher, "Student" if record.kind == "distill" else "Network": record.student}
+    nets = {title: net for title, net in both.items() if net}
+
+    def at(net: Mapping[str, Any]) -> str:
+        h, w = net.get("macs_input") or (None, None)
+        return f"{net['macs']} for {w} \u00d7 {h} pixels" if h else str(net["macs"])
+
+    def taps(net: Mapping[str, Any]) -> list[str]:
+        return [name + ", " + " \u00d7 ".join(map(str, shape)) for name, shape in dict(net["taps"]).items()]
+
+    show = {"Spec": ("spec", lambda n: n["spec"]), "Parameters": ("params", lambda n: str(n["params"])),
+            "Multiply-adds": ("macs", at), "Weights": ("source", lambda n: n["source"]),
+            "Digest of the weights": ("digest", lambda n: n["digest"][:16]), "Taps": ("taps", taps),
+            "Assumed": ("assumptions", lambda n: list(n["assumptions"]))}
+    lines = [(title, [text(net) if net.get(key) else NONE for net in nets.values()])
+             for title, (key, text) in show.items() if any(net.get(key) for net in nets.values())]
+    return {"heads": list(nets), "lines": lines} if lines else None
+
+# %% ../nbs/80_report.ipynb #e443f3d3
+_MACHINE = {"python": "Python", "platform": "System", "cpu": "Processor", "threads": "Threads",
+            "memory_gb": "Memory, GB", "gpu": "GPU", "cuda": "CUDA"}
+_ROLES = {"train": "training", "validate": "watching the training", "evaluate": "the scores"}
 
 
 def _origin(record: Record) -> dict[str, Any]:
-    "Networks, data, environment and files."
+    "Settings, networks, data, machine, command and files."
     e = record.environment
     git = e.get("git") or {}
-    lines = [("Started", record.created), ("Finished", record.finished)]
-    lines += [(title, _text(e[key])) for key, title in (("python", "Python"), ("platform", "System"), ("cpu", "Processor"), ("threads", "Threads"), ("memory_gb", "Memory, GB"),
-                                                        ("gpu", "GPU"), ("cuda", "CUDA")) if e.get(key)]
-    if git.get("commit"):
-        lines.append(("Commit", git["commit"] + ("" if git.get("clean") else ", with uncommitted changes")))
-    lines += [("Code digest", record.code_digest), ("Versions", ", ".join(f"{k} {v}" for k, v in sorted((e.get("versions") or {}).items()) if v))]
-    size = [{"path": a.path, "href": quote(a.path), "size": f"{a.bytes / 1000:,.1f} kB", "sha256": a.sha256} for a in record.artefacts]
-    roles = {"train": "train", "validate": "watch the training", "evaluate": "evaluate"}
-    data = [{"name": d.name, "role": roles[d.role], "count": d.count, "digest": d.digest} for d in record.data]
-    resumed = "; ".join(f"{m} at step {', '.join(map(str, s))}" for m, s in record.resumed_from_step.items() if s)
-    return {"networks": _networks(record), "data": data, "environment": [line for line in lines if line[1]] + ([("Resumed", resumed)] if resumed else []), "artefacts": size,
-            "footer": f"Made by fakd from the folder of run {record.run_id}, whose record.json holds every number shown here."}
+    resumed = "; ".join(f"{m} at step {_words(steps)}" for m, steps in record.resumed_from_step.items() if steps)
+    versions = ", ".join(f"{k} {v}" for k, v in sorted((e.get("versions") or {}).items()) if v)
+    machine = [(title, _words(e[key])) for key, title in _MACHINE.items() if e.get(key)]
+    lines = [("Started", record.created), ("Finished", record.finished), ("Resumed", resumed), *machine,
+             ("Versions", versions)]
+    files = [{**a.model_dump(), "href": quote(a.path), "size": f"{a.bytes / 1000:.1f}"} for a in record.artefacts]
+    data = [{**d.model_dump(), "role": _ROLES[d.role]} for d in record.data]
+    return {"settings": _settings(record), "networks": _networks(record), "data": data,
+            "machine": [line for line in lines if line[1]], "command": repeat_command(record), "git": git,
+            "digest": record.digest, "code_digest": record.code_digest, "files": files}
 
 # %% ../nbs/80_report.ipynb #9585de50
 def write_rows(
-    record: Record,     # whose rows
-    path: str | Path,   # a .csv file
-) -> Path:
+    record: Record,    # whose rows
+    path: str | Path,  # a .csv file
+) -> Path:             # where it is
     "The scores of every image as CSV, beside the page."
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(["set", "image", "scale", "method", "psnr_y", "ssim_y", "note"])
-        out.writerows([r.set, r.image, r.scale, r.method, r.psnr_y, r.ssim_y, r.note] for r in record.rows)
+        out.writerow(list(Row.model_fields))
+        out.writerows(list(row.model_dump().values()) for row in record.rows)
     return Path(path)
 
 
 def run_page(
     run: Run,  # with a record
 ) -> Path:     # of report.html
-    "Write the page of a run, and its rows as CSV, into the run's folder."
+    "Write the page of a run, and its scores as CSV, into the run's folder."
     record = run.record
-    parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record), **_comparisons(run, record), **_affinity(run),
-             **_settings(record), **_origin(record)}
+    parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
+             **_comparisons(run, record), **_affinity(run), **_origin(record)}
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 
-# %% ../nbs/80_report.ipynb #fb93ccc4
+# %% ../nbs/80_report.ipynb #2d83afc8
+def _index_row(run: Run, folder: Path) -> dict[str, Any]:
+    "One run in the list: what it asked, and its result on the first set."
+    record, known = run.record, run.record.resolved
+    name = next((r.set for r in record.rows), NONE)
+    gain = gains(record.rows, name)
+    scores = [_mean(record, m, name) for m in ("distilled", "teacher", "plain")]
+    page = run.dir.relative_to(folder) / "report.html"
+    return {"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "set": name,
+            "student": _network(record.student), "day": record.finished[:10],
+            **{key: NONE if known.get(key) is None else known[key] for key in ("scale", "loss", "steps", "seed")},
+            "psnr": fixed(next((v for v in scores if v is not None), None)),
+            "gain": signed(sum(gain.values()) / len(gain)) if gain else NONE}
+
+
 def index_page(
     folder: str | Path,  # of reports; runs are looked for in it and in `runs` below it
 ) -> Path:               # of index.html
@@ -468,14 +538,5 @@ def index_page(
     folder = Path(folder)
     if not folder.is_dir():
         raise FakdError(f"{folder}: no such folder of reports.")
-    rows = []
-    for run in [*find_runs(folder), *find_runs(folder / "runs")]:
-        record, known = run.record, run.record.resolved
-        first = next(iter(dict.fromkeys(r.set for r in record.rows)), None)
-        gain = gains(record.rows, first) if first else {}
-        best = next((_mean(record, m, first) for m in ("distilled", "teacher", "plain") if first and _mean(record, m, first) is not None), None)
-        page = run.dir.relative_to(folder) / "report.html"
-        rows.append({"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "kind": record.kind, "scale": known.get("scale", NONE),
-                     "student": _network(record.student), "loss": known.get("loss") or NONE, "steps": known.get("steps", NONE), "seed": known.get("seed", NONE),
-                     "set": first or NONE, "psnr": fixed(best), "gain": signed(sum(gain.values()) / len(gain)) if gain else NONE, "day": record.finished[:10]})
+    rows = [_index_row(run, folder) for run in [*find_runs(folder), *find_runs(folder / "runs")]]
     return Page("index.html.j2", "Runs", {"rows": rows}).write(folder / "index.html")

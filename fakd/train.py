@@ -75,6 +75,11 @@ class Setup:
         net = make_net(text, cfg.scale, seed=cfg.seed)
         return warm_start(net, cfg.init) if isinstance(cfg, TeacherConfig) and cfg.init else net
 
+    def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "LR and HR patches of the first step, as the student will see them."
+        cfg = self.config
+        return Patches(self.images, cfg.scale, cfg.patch_px, cfg.seed).batch(0, cfg.batch_size)  # type: ignore[arg-type]
+
     def _repr_html_(self) -> str:
         nets = [("student", self.new_student()), ("teacher", self.teacher)]
         rows = "".join(f"<tr><td>{role}</td><td><code>{html.escape(net_spec(net))}</code></td><td>{describe_net(net)['params']:,}</td>"

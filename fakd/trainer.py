@@ -78,7 +78,6 @@ class Trainer:
         validate: Callable[[nn.Module], float] | None = None,  # held-out PSNR in dB, looked at only
         watchers: Sequence[Any] = (),         # with on_step(t), on_eval(t), on_end(t)
         checkpoint: Path | None = None,       # where to save, None: nowhere
-        checkpoint_s: float = 60.0,           # seconds between saves
     ):
         self.device = torch.device(config.device)
         self.student = student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -87,7 +86,7 @@ class Trainer:
         if teacher is not None:
             teacher.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method, self.validate, self.watchers = method, validate, list(watchers)
-        self.checkpoint, self.checkpoint_s = checkpoint, checkpoint_s
+        self.checkpoint = checkpoint
         self.optimiser = make_optimiser([self.student, self.loss], config.learn_rate or 0.0)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
@@ -167,7 +166,7 @@ class Trainer:
                 self._tell("on_step")
                 if is_eval:
                     self._tell("on_eval")
-                if signals or self.step == last or time.monotonic() - saved > self.checkpoint_s:
+                if signals or self.step == last or time.monotonic() - saved >= 60 * self.config.checkpoint_min:
                     self.time_s, started = self.time_s + time.monotonic() - started, time.monotonic()
                     self.save()
                     saved = time.monotonic()

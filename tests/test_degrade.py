@@ -94,7 +94,8 @@ def test_results_are_contiguous_and_leave_the_input_alone():
     np.testing.assert_array_equal(img, before)
 
 
-@pytest.mark.parametrize("shape,dtype", [((4, 4), "int64"), ((4,), "uint8"), ((0, 4), "uint8"), ((2, 2, 2, 2), "float64")])
+@pytest.mark.parametrize("shape,dtype", [
+    ((4, 4), "int64"), ((4,), "uint8"), ((0, 4), "uint8"), ((2, 2, 2, 2), "float64")])
 def test_what_is_no_image_is_refused(shape, dtype):
     with pytest.raises(FakdError, match="imresize: expected"):
         imresize(np.zeros(shape, dtype), 2)

@@ -1,0 +1,78 @@
+"The main job as a user runs it: papermill on the notebook, at reduced size."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nbformat
+import pytest
+
+from fakd.core import static
+from fakd.nets import make_net
+from fakd.record import Run
+from fakd.weights import save_weights
+
+ROOT = Path(__file__).parents[1]
+PAPERMILL = Path(sys.executable).parent / "papermill"
+
+
+def papermill(notebook, out, cwd=ROOT, **parameters):
+    "Run a notebook by the command line, as the README says."
+    words = [str(PAPERMILL), "--no-progress-bar", str(ROOT / "nbs" / notebook), str(out)]
+    for name, value in parameters.items():
+        words += ["-p", name, str(value)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=os.environ | {"FAKD_DATA": ""})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    save_weights(make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", 2, seed=5), folder / "teacher.safetensors")
+    return {"scale": 2, "student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", "teacher": folder / "teacher.safetensors", "steps": 6,
+            "batch_size": 2, "patch_px": 16, "benchmarks": "sample-eval", "out_dir": folder / "runs"}
+
+
+def test_run_distill_leaves_a_valid_record_and_a_report(small):
+    out = small["out_dir"].parent / "out.ipynb"
+    done = papermill("run_distill.ipynb", out, **small)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = small["out_dir"].iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    jsonschema.validate(record, json.loads(static("record.schema.json")))
+    assert sorted(record["summary"]) == ["bicubic", "distilled", "plain", "teacher"]
+    assert {row["image"] for row in record["rows"]} == {row["image"] for row in record["rows"] if row["method"] == "distilled"}
+    for artefact in record["artefacts"]:
+        assert (folder / artefact["path"]).stat().st_size == artefact["bytes"]
+    for name in ("report.html", "history.csv", "notebook.ipynb", "weights/plain.safetensors", "weights/distilled.safetensors"):
+        assert (folder / name).is_file(), name
+    assert not list(folder.glob("checkpoints/*"))
+    notebook = nbformat.read(out, 4)
+    text = json.dumps(notebook.cells)
+    assert "report.html" in text and "image/png" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("parameters, message", [
+    ({"stesp": 10}, 'unknown setting "stesp". Did you mean "steps"?'),
+    ({"scale": 5}, "scale 5: choose 2, 3, 4 or 8"),
+    ({"loss": "DS+SAA"}, 'unknown loss "SAA". Did you mean "SA"?'),
+    ({"patch_px": 500}, "smaller than patch_px 500"),
+    ({"taps": "[1, 9]"}, "tap 9: RCAN has taps 0 to 3"),
+    ({"scale": 4}, "is for scale 2, the run is for scale 4"),
+])
+def test_a_wrong_value_stops_before_any_training(small, tmp_path, parameters, message):
+    done = papermill("run_distill.ipynb", tmp_path / "out.ipynb", **small | {"out_dir": tmp_path / "runs"} | parameters)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_teacher_makes_weights_that_a_run_from_nbs_can_use(small, tmp_path):
+    done = papermill("run_teacher.ipynb", tmp_path / "out.ipynb", cwd=ROOT / "nbs", scale=2, net="rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", data="sample",
+                     benchmarks="sample-eval", steps=4, batch_size=2, patch_px=8, out_dir=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert Run(folder).record.kind == "teacher"
+    assert (folder / "weights/teacher.safetensors").stat().st_size < 200_000
