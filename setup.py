@@ -1,5 +1,6 @@
 """Reads settings.ini; every `<extra>_requirements` key becomes an extra."""
 from configparser import ConfigParser
+from pathlib import Path
 
 import setuptools
 
@@ -11,7 +12,7 @@ setuptools.setup(
     name=s["lib_name"],
     version=s["version"],
     description=s["description"],
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=s["author"],
     author_email=s["author_email"],

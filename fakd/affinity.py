@@ -78,13 +78,16 @@ class _AffinityL1(torch.autograd.Function):
 
 # %% ../nbs/42_affinity.ipynb #e45efdab
 def affinity_l1(
-    student_maps: Tensor,      # (b, c, h, w), receives the gradient
-    teacher_maps: Tensor,      # (b, c', h, w), any number of channels
-    tile: int | None = None,   # rows of the matrix held at once; None: about 2 MB of them
-) -> Tensor:                   # scalar, at least fp32
+    student_maps: Tensor,     # (b, c, h, w), receives the gradient
+    teacher_maps: Tensor,     # (b, c', h, w), any number of channels
+    tile: int | None = None,  # rows of the matrix held at once; None: about 2 MB of them
+) -> Tensor:                  # scalar, at least fp32
     "Mean absolute difference of two spatial affinities (FAKD's SA of one tap), without the n x n matrix."
     if student_maps.shape[0] != teacher_maps.shape[0] or student_maps.shape[2:] != teacher_maps.shape[2:]:
-        raise FakdError(f"affinity of maps {tuple(student_maps.shape)} and {tuple(teacher_maps.shape)}: batch, height and width must be equal.")
+        raise FakdError(
+            f"affinity of maps {tuple(student_maps.shape)} and {tuple(teacher_maps.shape)}: "
+            "batch, height and width must be equal."
+        )
     with torch.autocast(student_maps.device.type, enabled=False):
         student, teacher = unit_maps(student_maps), unit_maps(teacher_maps.detach())
         dtype = torch.promote_types(student.dtype, teacher.dtype)

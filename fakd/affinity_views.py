@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .core import FakdError
-from .figures import TITLES, blank_figure, figure_style, fixed, show_image
+from .figures import TITLES, Figures, blank_figure, figure_style, fixed, show_image
 from .record import Run
 
 # %% auto #0
 __all__ = ['MAP_COLOURS', 'DIFFERENCE_COLOURS', 'AffinityRows', 'read_affinity', 'map_limits', 'difference_limits', 'colours',
-           'short_title', 'Panel', 'QueryPanels', 'query_panels', 'query_view', 'distance_table', 'matrix_view']
+           'short_title', 'Panel', 'Scale', 'query_panels', 'query_view', 'query_views', 'distance_table',
+           'matrix_view']
 
 # %% ../nbs/72_affinity_views.ipynb #07b00512
 @dataclass(frozen=True)
@@ -106,42 +107,51 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class QueryPanels:
-    "The maps of one pair of taps on two shared scales."
+class Scale:
+    "What the colours of some maps mean."
 
-    lines: list[list[Panel]]                        # one line a query pixel: the image, the maps, the differences
-    limits: tuple[float, float]                     # of the maps
-    difference_limits: tuple[float, float] | None   # of the differences; None if there are none
+    label: str
+    limits: tuple[float, float]  # the values at both ends
+    name: str                    # a colour map of matplotlib
+
+    def bar(
+        self,
+        width: int = 128,  # pixels
+    ) -> np.ndarray:       # uint8, (2, width, 3)
+        "The colours from end to end, as an image."
+        return colours(np.linspace(0, 1, width)[None].repeat(2, 0), (0, 1), self.name)
 
 # %% ../nbs/72_affinity_views.ipynb #b9331592
 def query_panels(
     rows: AffinityRows,  # from `read_affinity`
     tap: int = 0,        # which pair of taps
-) -> QueryPanels:
-    "Colour the rows of a pair of taps: every method's map, and every student's difference to the teacher."
+) -> tuple[list[list[Panel]], list[Scale]]:  # a line a query pixel: image, maps, differences; and one or two scales
+    "Colour the rows of a pair of taps: every method's map, and every student less the teacher."
     if not 0 <= tap < len(rows.taps):
         raise FakdError(f"tap {tap} is not one of the {len(rows.taps)} stored.")
     gaps = {m: d for m in rows.students if (d := rows.difference(m, tap)) is not None}
-    limits, gap_limits = map_limits([m[tap] for m in rows.maps.values()]), difference_limits(list(gaps.values()))
+    limits, wide = map_limits([m[tap] for m in rows.maps.values()]), difference_limits(list(gaps.values()))
     lines = []
     for k, (y, x) in enumerate(rows.queries):
         line = [Panel(rows.image, "Query pixel", f"row {y}, column {x}")]
         line += [Panel(colours(m[tap][k], limits), short_title(name), "") for name, m in rows.maps.items()]
-        line += [Panel(colours(d[k], gap_limits, DIFFERENCE_COLOURS), f"{short_title(name)} \u2212 teacher",
+        line += [Panel(colours(d[k], wide, DIFFERENCE_COLOURS), f"{short_title(name)}, \u0394",
                        f"mean |\u0394| {fixed(float(np.abs(d[k]).mean()), 3)}") for name, d in gaps.items()]
         lines.append(line)
-    return QueryPanels(lines, limits, gap_limits if gaps else None)
+    scales = [Scale("Affinity", limits, MAP_COLOURS), Scale("\u0394, student less teacher", wide, DIFFERENCE_COLOURS)]
+    return lines, scales if gaps else scales[:1]
 
 # %% ../nbs/72_affinity_views.ipynb #2c6b47d7
-def _bar(fig: Figure, left: float, limits: tuple[float, float], name: str, label: str) -> None:
+def _bar(fig: Figure, left: float, scale: Scale) -> None:
     "A colour scale 1.1 inches wide at the foot of a figure, with its two ends and the middle."
     width, height = fig.get_size_inches()
     axes = fig.add_axes((left / width, 0.16 / height, 1.1 / width, 0.07 / height))
-    bar = fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), name), cax=axes, orientation="horizontal")
-    bar.set_ticks([limits[0], sum(limits) / 2, limits[1]])
+    colour = plt.cm.ScalarMappable(mpl.colors.Normalize(*scale.limits), scale.name)
+    bar = fig.colorbar(colour, cax=axes, orientation="horizontal")
+    bar.set_ticks([scale.limits[0], sum(scale.limits) / 2, scale.limits[1]])
     bar.ax.tick_params(length=2, pad=1)
     bar.outline.set_linewidth(0.4)
-    axes.set_title(label, fontsize=7.5, pad=2)
+    axes.set_title(scale.label, fontsize=7.5, pad=2)
 
 
 def query_view(
@@ -150,13 +160,13 @@ def query_view(
     theme: str = "light",
 ) -> Figure:                # a line a query pixel; under each difference its mean magnitude
     "The affinity of query pixels in the teacher and the students, and the students less the teacher, on shared scales."
-    panels = query_panels(rows, tap)
-    side, gap, head, foot = 7 / len(panels.lines[0]) - 0.06, 0.06, 0.22, 0.17  # inches
+    lines, scales = query_panels(rows, tap)
+    side, gap, head, foot = 7 / len(lines[0]) - 0.06, 0.06, 0.22, 0.17  # inches
     tall = side * rows.image.shape[0] / rows.image.shape[1]
-    height = head + len(panels.lines) * (tall + foot) + 0.45
+    height = head + len(lines) * (tall + foot) + 0.45
     with figure_style(theme):
         fig = blank_figure(7, height)
-        for k, line in enumerate(panels.lines):
+        for k, line in enumerate(lines):
             for i, panel in enumerate(line):
                 top = head + k * (tall + foot)
                 axes = fig.add_axes((i * (side + gap) / 7, 1 - (top + tall) / height, side / 7, tall / height))
@@ -166,10 +176,18 @@ def query_view(
                     axes.plot(at[1:], at[:1], "o", ms=7, mfc="none", mec=colour, mew=width, clip_on=False)
                 axes.set_xlabel(panel.note, fontsize=7.5, labelpad=1.5)
                 axes.set_title(panel.title if k == 0 else "", fontsize=7.5, pad=3)
-        _bar(fig, 0.12, panels.limits, MAP_COLOURS, "affinity")
-        if panels.difference_limits:
-            _bar(fig, 7 - 1.1 - 0.22, panels.difference_limits, DIFFERENCE_COLOURS, "student less teacher")
+        for left, scale in zip((0.12, 5.68), scales, strict=False):
+            _bar(fig, left, scale)
     return fig
+
+# %% ../nbs/72_affinity_views.ipynb #94ba10a2
+def query_views(
+    run: Run,               # a run that kept rows of the affinity; without, there is nothing to see
+    theme: str = "light",
+) -> Figures:               # a figure a pair of taps
+    "The `query_view` of every pair of taps of a run."
+    rows = read_affinity(run)
+    return Figures(query_view(rows, tap, theme) for tap in range(len(rows.taps))) if rows else Figures()
 
 # %% ../nbs/72_affinity_views.ipynb #abc09525
 def distance_table(

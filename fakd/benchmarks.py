@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -108,10 +109,13 @@ class ImageSet:
         self,
         scale: int,              # 2, 3, 4 or 8
         progress: bool = False,  # show a bar
+        workers: int = 1,        # threads that read and degrade; the order is the same for any number
     ) -> list[ImagePair]:
         "Read all images; their LR files where there are some, else LR images made from HR."
-        entries = tqdm(_files(self, scale), desc=self.name, disable=not progress, leave=False)
-        return [_read_pair(entry, scale) for entry in entries]
+        entries = _files(self, scale)
+        with ThreadPoolExecutor(workers) as pool:
+            read = pool.map(lambda entry: _read_pair(entry, scale), entries)
+            return list(tqdm(read, total=len(entries), desc=self.name, disable=not progress, leave=False))
 
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."

@@ -22,10 +22,12 @@ __all__ = ['FORMAT', 'random_states', 'set_random_states', 'save_checkpoint', 'l
 # %% ../nbs/58_checkpoint.ipynb #7fe4560d
 def random_states() -> dict[str, Any]:
     "State of every global generator: python, numpy, torch on the CPU and on every CUDA device."
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
-        "python": random.getstate(), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-        "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
@@ -68,14 +70,13 @@ def load_checkpoint(
 
 # %% ../nbs/58_checkpoint.ipynb #aeaebd91
 def changed(
-    old: Mapping[str, Any],  # resolved settings of the checkpoint
-    new: TrainConfig,        # resolved settings asked for now
+    old: Mapping[str, Any],       # resolved settings of the checkpoint
+    new: TrainConfig,             # resolved settings asked for now
 ) -> list[tuple[str, Any, Any]]:  # name, old value, new value of each change that is not allowed
     "The settings that a resumed run may not have: everything but more steps and what does not touch the result."
     faults = []
-    for name, field in type(new).model_fields.items():
-        rule = field.json_schema_extra["resume"]  # type: ignore[index,call-overload]
-        before, now = old.get(name), getattr(new, name)
+    for name, marks in type(new).marks().items():
+        rule, before, now = marks["resume"], old.get(name), getattr(new, name)
         if rule == "any" or before == now or (rule == "more" and before is not None and now >= before):
             continue
         faults.append((name, before, now))
@@ -90,5 +91,8 @@ def refuse_changes(
     faults = changed(old, new)
     if faults:
         lines = "\n".join(f"  {name}: {before} -> {now}" for name, before, now in faults)
-        raise FakdError(f"this run cannot be continued with other settings:\n{lines}\n"
-                        "Only more steps, another device, workers, benchmarks or out_dir are accepted. Start a new run for the rest (resume=never).")
+        raise FakdError(
+            f"this run cannot be continued with other settings:\n{lines}\n"
+            "Only more steps, another device, workers, benchmarks or out_dir are accepted. "
+            "Start a new run for the rest (resume=never)."
+        )

@@ -21,8 +21,8 @@ from .nets import parse_net
 from .weights import read_state
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'TrainConfig', 'explain', 'DistillConfig', 'TeacherConfig',
-           'fill', 'str_net', 'net_or_file', 'find_teacher', 'parameters']
+__all__ = ['SCHEDULES', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain', 'DistillConfig',
+           'TeacherConfig', 'fill', 'str_net', 'net_or_file', 'find_teacher', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -59,22 +59,66 @@ def learn_rate_at(
     except TypeError as fault:
         raise FakdError(f"schedule {schedule}: {str(fault).split('() ')[-1]}.") from None
 
-# %% ../nbs/56_config.ipynb #e3219fb3
-def _field(default: Any, text: str, digest: bool = True, resume: Literal["same", "more", "any"] = "same", **limits: Any) -> Any:
+# %% ../nbs/56_config.ipynb #70bf60ef
+def _field(
+    default: Any, text: str, digest: bool = True, resume: Literal["same", "more", "any"] = "same", **limits: Any
+) -> Any:
     "A field with its two marks."
     return Field(default, description=text, json_schema_extra={"digest": digest, "resume": resume}, **limits)
 
-
-class TrainConfig(BaseModel):
-    "What every training run has; `DistillConfig` and `TeacherConfig` add their own."
+# %% ../nbs/56_config.ipynb #d377e9b4
+class Config(BaseModel):
+    "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as fault:
+            raise FakdError(explain(fault, list(type(self).model_fields))) from None
+
+    def _completed(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
+        "A copy with some values replaced, remembering where they come from."
+        new = type(self)(**{**self.model_dump(), **values})
+        new._origin = {**origin, **self._origin}
+        return new
+
+    def given(self) -> dict[str, Any]:
+        "What was asked: the values that neither a preset nor a default decided."
+        defaults = {k: f.default for k, f in type(self).model_fields.items()}
+        return {k: v for k, v in self if self._origin.get(k, "given") == "given" and v != defaults[k]}
+
+    @classmethod
+    def marks(cls) -> dict[str, dict[str, Any]]:
+        "The marks `digest` and `resume` of each field."
+        return {name: dict(field.json_schema_extra) for name, field in cls.model_fields.items()}  # type: ignore[arg-type]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{self._origin.get(k, 'given')}</td>"
+            f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
+            for k, v in self
+        )
+        head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+# %% ../nbs/56_config.ipynb #e3219fb3
+class TrainConfig(Config):
+    "What every training run has; `DistillConfig` and `TeacherConfig` add their own."
+
     scale: Literal[2, 3, 4, 8] = _field(4, "upscaling factor: 2, 3, 4 or 8")
-    preset: str = _field("mini", "fills what is None: mini (minutes), small (hours), paper (FAKD's recipe)", digest=False)
+    preset: str = _field(
+        "mini", "fills what is None: mini (minutes), small (hours), paper (FAKD's recipe)", digest=False
+    )
     data: str | None = _field(None, "training images: sample, a set's name, a folder, or several joined by +")
-    benchmarks: str | None = _field(None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False, resume="any")
+    benchmarks: str | None = _field(
+        None,
+        "sets to evaluate on, joined by +; None: sample-eval and every benchmark found",
+        digest=False,
+        resume="any",
+    )
     steps: int | None = _field(None, "optimiser steps", resume="more", ge=1)
     batch_size: int | None = _field(None, "patches a step", ge=1)
     accumulate: int = _field(1, "parts that a batch is computed in, to save memory", ge=1)
@@ -87,15 +131,16 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("auto", "auto, fp32, bf16, or fp16 on CUDA")
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
     workers: int | None = _field(None, "threads that read images, None: one a CPU", digest=False, resume="any", ge=1)
-    checkpoint_min: float = _field(1.0, "minutes between checkpoints, 0: after every step", digest=False, resume="any", ge=0)
-    resume: str = _field("auto", "auto: continue this very run if it is unfinished; never; or the folder of a run", digest=False, resume="any")
+    checkpoint_min: float = _field(
+        1.0, "minutes between checkpoints, 0: after every step", digest=False, resume="any", ge=0
+    )
+    resume: str = _field(
+        "auto",
+        "auto: continue this very run if it is unfinished; never; or the folder of a run",
+        digest=False,
+        resume="any",
+    )
     out_dir: str = _field("reports/runs", "folder of runs", digest=False, resume="any")
-
-    def __init__(self, **values: Any):
-        try:
-            super().__init__(**values)
-        except ValidationError as fault:
-            raise FakdError(explain(fault, list(type(self).model_fields))) from None
 
     @field_validator("schedule")
     @classmethod
@@ -103,17 +148,6 @@ class TrainConfig(BaseModel):
         if schedule is not None:
             learn_rate_at(0, 1, 1.0, schedule)
         return schedule
-
-    def _completed(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
-        "A copy with some values replaced, remembering where they come from."
-        new = type(self)(**{**self.model_dump(), **values})
-        new._origin = {**self._origin, **origin}
-        return new
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{self._origin.get(k, 'given')}</td>"
-                       f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>" for k, v in self)
-        return f"<table><thead><tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../nbs/56_config.ipynb #6f34c9fa
 def explain(
@@ -129,7 +163,10 @@ def explain(
         elif e["type"] == "value_error":
             lines.append(f"{name}: {str(e['ctx']['error'])}")
         elif e["type"] == "literal_error":
-            lines.append(f"{name} {e['input']!r}: choose {e['ctx']['expected']}. {nearest(str(e['input']), e['ctx']['expected'].replace(chr(39), '').split(', '))}".rstrip())
+            lines.append(
+                f"{name} {e['input']!r}: choose {(wanted := e['ctx']['expected'])}. "
+                f"{nearest(str(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
+            )
         else:
             lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
     return "\n".join(lines)
@@ -138,11 +175,20 @@ def explain(
 class DistillConfig(TrainConfig):
     "What a distillation run is."
 
-    student: str = _field("rcan", "a network (its sizes from the preset), with sizes such as rcan(n_feats=32), or a weights file to start from")
-    teacher: str | None = _field(None, "a weights file, or a network that has one in data/weights or among the teacher runs; None: the preset's")
+    student: str = _field(
+        "rcan",
+        "a network (its sizes from the preset), with sizes such as rcan(n_feats=32), or a weights file to start from",
+    )
+    teacher: str | None = _field(
+        None,
+        "a weights file, or a network that has one in data/weights or among the teacher runs; None: the preset's",
+        digest=False,  # its tensors are hashed instead
+    )
     loss: str = _field("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
     taps: list[int | str] | None = _field(None, "places to compare: positions, names, or student=teacher")
-    compare: bool = _field(True, "also train the same student from the same start on the same batches without a teacher")
+    compare: bool = _field(
+        True, "also train the same student from the same start on the same batches without a teacher"
+    )
 
     @field_validator("taps", mode="before")
     @classmethod
@@ -180,7 +226,9 @@ class TeacherConfig(TrainConfig):
     "What a teacher's training is: one network, ground truth only."
 
     net: str = _field("rcan", "a network, its sizes from the preset, or with sizes such as rcan(n_feats=48)")
-    init: str | None = _field(None, "weights file to start from; tensors of equal name and shape are taken, so another scale's body serves")
+    init: str | None = _field(
+        None, "weights file to start from; tensors of equal name and shape are taken, so another scale's body serves"
+    )
     loss: str = _field("DS", "terms that need no teacher")
 
     @field_validator("loss")
@@ -200,7 +248,7 @@ class TeacherConfig(TrainConfig):
             read_state(find_path(self.init))
         return _finish(self, chosen)
 
-# %% ../nbs/56_config.ipynb #19154b87
+# %% ../nbs/56_config.ipynb #1f6558d1
 def fill(
     config: TrainConfig,       # what was given
     preset: Mapping[str, Any],  # what the preset says
@@ -208,7 +256,7 @@ def fill(
     "What a preset decides: only what was not given."
     return {k: v for k, v in preset.items() if getattr(config, k) is None}
 
-
+# %% ../nbs/56_config.ipynb #19154b87
 def str_net(
     spec: str,  # such as `rcan`
     role: str,  # named sizes to start from
@@ -244,17 +292,23 @@ def find_teacher(
             raise FakdError(f"teacher {text}: no such weights file.")
         net_or_file(str(path), "teacher", scale)
         return path.relative_to(root()) if path.is_relative_to(root()) else path
-    places = [*sorted((root() / "data/weights").glob("*.safetensors")), *sorted((root() / "reports/runs").glob("teacher-*/weights/*.safetensors"))]
+    places = [
+        *sorted((root() / "data/weights").glob("*.safetensors")),
+        *sorted((root() / "reports/runs").glob("teacher-*/weights/*.safetensors")),
+    ]
     if text:
         parse_net(text)
         for path in places:
             metadata = read_state(path)[1]
             if metadata.get("scale") == str(scale) and _fits(text, metadata.get("spec", "")):
                 return path.relative_to(root())
-    raise FakdError(f"teacher {text or 'of preset ' + preset} x{scale}: no weights for it in data/weights or among the teacher runs. "
-                    "Give a weights file, or train one with nbs/run_teacher.ipynb.")
+    raise FakdError(
+        f"teacher {text or 'of preset ' + preset} x{scale}: "
+        "no weights for it in data/weights or among the teacher runs. "
+        "Give a weights file, or train one with nbs/run_teacher.ipynb."
+    )
 
-
+# %% ../nbs/56_config.ipynb #595c1572
 def _fits(asked: str, spec: str) -> bool:
     "Whether a file's network is the one asked for: the same name, and the sizes that were given."
     if not spec:
@@ -265,37 +319,68 @@ def _fits(asked: str, spec: str) -> bool:
 # %% ../nbs/56_config.ipynb #3c576522
 def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     "The last choices, which presets do not touch, and the check of every set's name."
-    origin = {k: "preset" for k in chosen}
+    fields = type(config).model_fields
     device = choose_device(config.device)
     late = {"device": device, "precision": choose_precision(config.precision, device)}
-    if config.benchmarks is None:
+    if config.benchmarks is None and "benchmarks" not in chosen:
         late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
-    late = {k: v for k, v in late.items() if v != getattr(config, k)}
-    resolved = config._completed({**chosen, **late}, {**origin, **{k: "chosen" for k in late}})
-    resolved._origin.update({k: "default" for k, f in type(config).model_fields.items() if getattr(resolved, k) == f.default and k not in {*chosen, *late}})
+    asked = {k for k in fields if getattr(config, k) != fields[k].default}
+    sources = (("given", asked), ("preset", chosen), ("chosen", late), ("default", fields))
+    origin = {k: next(name for name, keys in sources if k in keys) for k in fields}
+    resolved = config._completed({**chosen, **late}, origin)
     image_set(resolved.data)
     for name in resolved.benchmarks.split("+"):
         image_set(name.strip())
     if resolved.batch_size % resolved.accumulate:
-        raise FakdError(f"batch_size {resolved.batch_size} cannot be computed in {resolved.accumulate} equal parts (accumulate).")
+        raise FakdError(
+            f"batch_size {resolved.batch_size} cannot be computed in {resolved.accumulate} equal parts (accumulate)."
+        )
     return resolved
 
 # %% ../nbs/56_config.ipynb #effa2ff6
 def _mini(name: str, scale: int) -> dict[str, Any]:
     "Minutes on two cores, on images that come with scikit-image."
-    return {"data": "sample", "teacher": f"data/weights/{name}-mini-x{scale}.safetensors", "taps": [1, 2, 3], "steps": 400, "batch_size": 8,
-            "patch_px": 24 if scale == 8 else 32, "learn_rate": 1e-3, "schedule": "cosine(warmup=20)", "clip_norm": 0.0, "ema": 0.0}
+    return {
+        "data": "sample",
+        "teacher": f"data/weights/{name}-mini-x{scale}.safetensors",
+        "taps": [1, 2, 3],
+        "steps": 400,
+        "batch_size": 8,
+        "patch_px": 24 if scale == 8 else 32,
+        "learn_rate": 1e-3,
+        "schedule": "cosine(warmup=20)",
+        "clip_norm": 0.0,
+        "ema": 0.0,
+    }
 
 
 def _small(name: str, scale: int) -> dict[str, Any]:
     "Hours: the mini networks on DIV2K."
-    return _mini(name, scale) | {"data": "DIV2K", "steps": 30_000, "batch_size": 16, "patch_px": 48, "learn_rate": 5e-4, "schedule": "cosine(warmup=500)"}
+    return _mini(name, scale) | {
+        "data": "DIV2K",
+        "steps": 30_000,
+        "batch_size": 16,
+        "patch_px": 48,
+        "learn_rate": 5e-4,
+        "schedule": "cosine(warmup=500)",
+    }
 
-
+# %% ../nbs/56_config.ipynb #18d15d83
 def _paper(name: str, scale: int) -> dict[str, Any]:
     "FAKD's recipe, of its scripts."
-    return {"data": "DIV2K", "benchmarks": "Set5+Set14+B100+Urban100", "teacher": None, "taps": [2, 3] if (name, scale) == ("rcan", 3) else [1, 2, 3],
-            "steps": 200_000, "batch_size": 16, "patch_px": 48, "learn_rate": 1e-4, "schedule": "step(at=[149000],gamma=0.5)", "clip_norm": 0.0, "ema": 0.0}
+    return {
+        "data": "DIV2K",
+        "benchmarks": "Set5+Set14+B100+Urban100",
+        "teacher": None,
+        "taps": [2, 3] if (name, scale) == ("rcan", 3) else [1, 2, 3],
+        "steps": 200_000,
+        "batch_size": 16,
+        "patch_px": 48,
+        "learn_rate": 1e-4,
+        "schedule": "step(at=[149000],gamma=0.5)",
+        "clip_norm": 0.0,
+        "ema": 0.0,
+    }
 
 
 PRESETS: dict[str, Callable[[str, int], dict[str, Any]]] = {"mini": _mini, "small": _small, "paper": _paper}
@@ -303,12 +388,27 @@ PRESETS: dict[str, Callable[[str, int], dict[str, Any]]] = {"mini": _mini, "smal
 # %% ../nbs/56_config.ipynb #694cf060
 def _mini_teacher(name: str, scale: int) -> dict[str, Any]:
     "The shipped teachers: BSDS500's training and test images, without the one that is in Set5."
-    return {"data": "BSDS400", "steps": 10_000, "batch_size": 8, "patch_px": 32, "learn_rate": 1e-3, "schedule": "cosine(warmup=200)", "clip_norm": 0.0, "ema": 0.999}
+    return {
+        "data": "BSDS400",
+        "steps": 10_000,
+        "batch_size": 8,
+        "patch_px": 32,
+        "learn_rate": 1e-3,
+        "schedule": "cosine(warmup=200)",
+        "clip_norm": 0.0,
+        "ema": 0.999,
+    }
 
 
 def _small_teacher(name: str, scale: int) -> dict[str, Any]:
     "The mini network on DIV2K, longer."
-    return _mini_teacher(name, scale) | {"data": "DIV2K", "steps": 100_000, "batch_size": 16, "patch_px": 48, "learn_rate": 5e-4}
+    return _mini_teacher(name, scale) | {
+        "data": "DIV2K",
+        "steps": 100_000,
+        "batch_size": 16,
+        "patch_px": 48,
+        "learn_rate": 5e-4,
+    }
 
 
 def _paper_teacher(name: str, scale: int) -> dict[str, Any]:
@@ -317,7 +417,11 @@ def _paper_teacher(name: str, scale: int) -> dict[str, Any]:
     return {k: v for k, v in paper.items() if k not in ("teacher", "taps")}
 
 
-TEACHER_PRESETS: dict[str, Callable[[str, int], dict[str, Any]]] = {"mini": _mini_teacher, "small": _small_teacher, "paper": _paper_teacher}
+TEACHER_PRESETS: dict[str, Callable[[str, int], dict[str, Any]]] = {
+    "mini": _mini_teacher,
+    "small": _small_teacher,
+    "paper": _paper_teacher,
+}
 
 # %% ../nbs/56_config.ipynb #6b5ce4c7
 def parameters(
@@ -333,6 +437,8 @@ def parameters(
     block = cells[first : last + 1]
     names: dict[str, None] = {}
     for node in (n for source in block for n in ast.parse(source).body):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         names.update({t.id: None for t in targets if isinstance(t, ast.Name)})
     return {name: namespace[name] for name in names}

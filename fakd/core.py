@@ -108,7 +108,9 @@ def parse_spec(
     for part in _split(str(text).strip(), "+"):
         match = _TERM.match(part)
         if not match:
-            raise FakdError(f'spec "{text}": cannot read "{part}". Write terms such as 10*SA or 5*PSA(k=2,pool=avg), joined by +.')
+            raise FakdError(
+                f'spec "{text}": cannot read "{part}". Write terms such as 10*SA or 5*PSA(k=2,pool=avg), joined by +.'
+            )
         try:
             weight = float(match["weight"]) if match["weight"] else 1.0
         except ValueError:
@@ -175,7 +177,7 @@ def atomic_write(
         os.fsync(folder)
         os.close(folder)
 
-
+# %% ../nbs/00_core.ipynb #9dc504f8
 def _umask() -> int:
     "mkstemp makes private files; the final one follows the user's umask."
     mask = os.umask(0)
@@ -225,7 +227,9 @@ def list_images(
     folder: str | Path,  # searched itself, not below
 ) -> list[Path]:         # sorted by name
     "The image files of a folder, by suffix."
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(
+        p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+    )
 
 # %% ../nbs/00_core.ipynb #3c07ff5e
 def to_batch(
@@ -273,12 +277,14 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def choose_device(
     device: str = "auto",  # "auto", "cpu", "cuda", "cuda:1"
-) -> str:                  # a device that exists
+) -> str:  # a device that exists
     "The device asked for, or for `auto` CUDA where there is one and the CPU elsewhere."
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise FakdError(f'unknown device "{device}". {nearest(device, ["auto", "cpu", "cuda"])}Known: auto, cpu, cuda, cuda:N.')
+        raise FakdError(
+            f'unknown device "{device}". {nearest(device, ["auto", "cpu", "cuda"])}Known: auto, cpu, cuda, cuda:N.'
+        )
     if device.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(device.partition(":")[2] or 0) >= count:
@@ -330,7 +336,7 @@ def set_threads(
     torch.set_num_threads(max(1, int(given)))
     return torch.get_num_threads()
 
-# %% ../nbs/00_core.ipynb #42cb5cf6
+# %% ../nbs/00_core.ipynb #6126c3f3
 def digest(
     obj: Any,  # nested plain values, numpy arrays, tensors, bytes; a Path stands for the file's content
 ) -> str:      # 64 hex digits
@@ -339,7 +345,7 @@ def digest(
     _feed(hasher, obj)
     return hasher.hexdigest()
 
-
+# %% ../nbs/00_core.ipynb #42cb5cf6
 def _feed(hasher: Any, obj: Any) -> None:
     if isinstance(obj, Tensor):
         obj = obj.detach().cpu().contiguous()
@@ -369,9 +375,11 @@ def _without_prose(source: str) -> str:
     "A module as a syntax tree without docstrings and comments."
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) or not node.body:
+            continue
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
 

@@ -5,7 +5,9 @@
 # %% ../nbs/70_figures.ipynb #c5c1beea
 from __future__ import annotations
 
+import base64
 import html
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +20,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from .core import FakdError, atomic_write
-from .record import METHODS, Record, Row
+from .core import FakdError, atomic_write, read_image, to_images
+from .record import METHODS, Record, Row, Run
 
 # %% auto #0
-__all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Box',
-           'detail_box', 'scale_of', 'show_image', 'crop_figure', 'series', 'running_mean', 'curve_columns',
-           'curve_title', 'curve_figure', 'signed', 'fixed', 'amount', 'gains', 'gain_figure', 'ResultTable',
-           'method_title', 'result_table']
+__all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
+           'signed', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops', 'crop_figure',
+           'Scene', 'scenes', 'crop_figures', 'patch_figure', 'series', 'running_mean', 'curve_columns', 'curve_title',
+           'curve_figure', 'curves', 'gains', 'gain_figure', 'ResultTable', 'name_of', 'result_table']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -106,6 +109,55 @@ def blank_figure(
     plt.close(fig)
     return fig
 
+# %% ../nbs/70_figures.ipynb #55eb6bb9
+class Figures(list[Figure]):
+    "Figures that a notebook shows one below the other."
+
+    def _repr_html_(self) -> str:
+        pages = []
+        for fig in self:
+            file = io.BytesIO()
+            fig.savefig(file, format="png", dpi=110, metadata=_NO_DATES[".png"], facecolor=fig.get_facecolor())
+            width = round(fig.get_size_inches()[0] * 96)
+            data = base64.b64encode(file.getvalue()).decode()
+            pages.append(f'<p><img alt="" width="{width}" src="data:image/png;base64,{data}"></p>')
+        return "\n".join(pages)
+
+# %% ../nbs/70_figures.ipynb #f4a53b68
+MINUS, NONE = "\u2212", "\u2013"  # a true minus; a dash for what was not measured
+
+
+def signed(
+    value: float | None,  # any number
+    digits: int = 2,
+) -> str:                 # "+0.12", with a true minus sign; "0.00" has no sign
+    "A difference as text."
+    if value is None:
+        return NONE
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
+
+# %% ../nbs/70_figures.ipynb #123920da
+def fixed(
+    value: float | None,  # any number
+    digits: int = 2,
+) -> str:
+    "A number with fixed digits, or a dash."
+    return NONE if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def amount(
+    value: float | None,  # a count of parameters or operations
+) -> str:                 # "412 k", "15.6 M", "2.93 G"
+    "A large count in three digits."
+    if value is None:
+        return NONE
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size * 0.9995:
+            ratio = value / size
+            return f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}\u202f{unit}"
+    return f"{value:g}"
+
 # %% ../nbs/70_figures.ipynb #2629acaf
 class Box(NamedTuple):
     "A window of an image, in pixels."
@@ -160,6 +212,17 @@ def show_image(
     for spine in axes.spines.values():
         spine.set_visible(False)
 
+# %% ../nbs/70_figures.ipynb #3ae34e28
+def cut_crops(
+    images: Mapping[str, np.ndarray],  # uint8 (h, w, 3) by name: hr, and any of `TITLES`
+    box: Box | None = None,            # the window, in pixels of hr; None: where hr has most detail
+) -> tuple[Box, dict[str, np.ndarray]]:  # the window and its content in each image, in the order of `TITLES`
+    "The same window of every version of a scene."
+    if "hr" not in images:
+        raise FakdError("crops: the original is missing; give it as images['hr'].")
+    box, height = box or detail_box(images["hr"], scale_of(images)), images["hr"].shape[0]
+    return box, {n: box.cut(images[n], images[n].shape[0] / height) for n in TITLES if n in images}
+
 # %% ../nbs/70_figures.ipynb #cd6d186c
 def _place(fig: Figure, x: float, y: float, w: float, h: float) -> Axes:
     "Axes at a place given in inches from the upper left corner."
@@ -174,28 +237,77 @@ def crop_figure(
     theme: str = "light",
 ) -> Figure:
     "The original with a window marked, and that window in every version, as papers show it."
-    if "hr" not in images:
-        raise FakdError("crop_figure: the original is missing; give it as images['hr'].")
-    hr_img, names = images["hr"], [n for n in TITLES if n in images]
-    box = box or detail_box(hr_img, scale_of(images))
-    columns, gap, text = math.ceil(len(names) / 2), 0.06, 0.34  # the last two in inches
-    shape = hr_img.shape[0] / hr_img.shape[1]
+    box, crops = cut_crops(images, box)
+    columns, gap, text = math.ceil(len(crops) / 2), 0.06, 0.34  # the last two in inches
+    shape = images["hr"].shape[0] / images["hr"].shape[1]
     side = (7 - columns * gap - text / shape) / (columns + 2 / shape)  # the original is about as tall as two crops
     side = max(0.8, min(side, 1.9))
     whole = min((2 * side + text) / shape, 7 - columns * (side + gap))
     with figure_style(theme):
         fig = blank_figure(whole + columns * (side + gap), max(2 * (side + text), whole * shape))
         axes = _place(fig, 0, 0, whole, whole * shape)
-        show_image(axes, hr_img)
+        show_image(axes, images["hr"])
         for colour, width in (("white", 2.2), (THEMES["light"]["accent"], 1.1)):
             axes.add_patch(plt.Rectangle((box.x - 0.5, box.y - 0.5), box.w, box.h, fill=False, ec=colour, lw=width))
-        for i, name in enumerate(names):
+        for i, (name, crop) in enumerate(crops.items()):
             across, down = whole + gap + (i % columns) * (side + gap), (i // columns) * (side + text)
             axes = _place(fig, across, down, side, side)
-            show_image(axes, box.cut(images[name], images[name].shape[0] / hr_img.shape[0]))
+            show_image(axes, crop)
             for line, (words, colour) in enumerate(((TITLES[name], "ink"), ((scores or {}).get(name, ""), "muted"))):
                 axes.annotate(words, (0.5, 0), (0, -9 - 9 * line), xycoords="axes fraction", ha="center",
                               textcoords="offset points", fontsize=7.5, color=THEMES[theme][colour])
+    return fig
+
+# %% ../nbs/70_figures.ipynb #4a2212e2
+@dataclass(frozen=True)
+class Scene:
+    "One stored image of a run in every version, with a window of each, and the scores of the whole image."
+
+    set: str
+    image: str
+    images: dict[str, np.ndarray]  # uint8, (h, w, 3), by name as in `TITLES`
+    box: Box                       # the window, in pixels of hr
+    crops: dict[str, np.ndarray]   # its content, in the order of `TITLES`
+    scores: dict[str, Row]         # by method
+
+
+def scenes(
+    run: Run,                # with a record
+) -> list[Scene]:            # in the order of the record's rows; only images whose original is there
+    "The images that a run kept."
+    rows, found = run.record.rows, []
+    order = {name: i for i, name in enumerate(dict.fromkeys(f"{r.set}--{r.image}" for r in rows))}
+    folders = [p for p in (run.dir / "snapshots" / "images").glob("*") if (p / "hr.png").is_file()]
+    for folder in sorted(folders, key=lambda p: (order.get(p.name, len(order)), p.name)):
+        images = {name: read_image(folder / f"{name}.png") for name in TITLES if (folder / f"{name}.png").is_file()}
+        set_name, _, image = folder.name.partition("--")
+        scores = {r.method: r for r in rows if (r.set, r.image) == (set_name, image)}
+        found.append(Scene(set_name, image, images, *cut_crops(images), scores))
+    return found
+
+# %% ../nbs/70_figures.ipynb #bfc6e45d
+def crop_figures(
+    run: Run,               # with a record
+    theme: str = "light",
+) -> Figures:               # one an image
+    "The `crop_figure` of every image that a run kept; under each crop the PSNR of the whole image."
+    return Figures(crop_figure(c.images, c.box, {m: f"{fixed(r.psnr_y)} dB" for m, r in c.scores.items()}, theme)
+                   for c in scenes(run))
+
+# %% ../nbs/70_figures.ipynb #7dfd69d6
+def patch_figure(
+    batch: tuple[Tensor, Tensor],  # LR and HR patches, (b, 3, h, w) each, 0..255
+    count: int = 8,                # how many of them, at most
+    theme: str = "light",
+) -> Figure:
+    "Patches of a batch: in the upper row what the student gets, in the lower what it should make of it."
+    lr_imgs, hr_imgs = (to_images(b[:count]) for b in batch)
+    side, gap = min(0.95, 7 / len(lr_imgs) - 0.06), 0.06  # inches
+    with figure_style(theme):
+        fig = blank_figure(len(lr_imgs) * (side + gap), 2 * (side + gap))
+        for i, pair in enumerate(zip(lr_imgs, hr_imgs, strict=True)):
+            for line, img in enumerate(pair):
+                show_image(_place(fig, i * (side + gap), line * (side + gap), side, side), img)
     return fig
 
 # %% ../nbs/70_figures.ipynb #af745f96
@@ -248,7 +360,7 @@ def curve_title(
 def _scale_axes(axes: Axes, column: str, span: list[float], late: list[float], last: float) -> None:
     "Limits and ticks of a curve; `late` are the extremes after the first tenth of the training."
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if last >= 10_000 and v else f"{v:g}")
     if column == "psnr_y":
         pad = max(0.05, 0.06 * (max(late) - min(late)))
@@ -292,7 +404,7 @@ def curve_figure(
     columns = list(columns) if columns is not None else curve_columns(history)
     if not columns:
         raise FakdError("curve_figure: the history has nothing to draw.")
-    wide, tall, top = 3.4, 2.15, 0.28 if legend else 0.0  # inches: a panel, the legend
+    wide, tall, top = 3.4, 2.15, 0.28 if legend else 0.0
     across = min(2, len(columns))
     with figure_style(theme):
         fig = blank_figure(across * wide + 0.2 * (across - 1), top + tall * math.ceil(len(columns) / across))
@@ -308,40 +420,13 @@ def curve_figure(
                        borderaxespad=0, handlelength=2.4)
     return fig
 
-# %% ../nbs/70_figures.ipynb #f4a53b68
-MINUS, NONE = "\u2212", "\u2013"  # a true minus; a dash for what was not measured
-
-
-def signed(
-    value: float | None,  # any number
-    digits: int = 2,
-) -> str:                 # "+0.12", with a true minus sign; "0.00" has no sign
-    "A difference as text."
-    if value is None:
-        return NONE
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", MINUS) if float(text) else text[1:]
-
-# %% ../nbs/70_figures.ipynb #123920da
-def fixed(
-    value: float | None,  # any number
-    digits: int = 2,
-) -> str:
-    "A number with fixed digits, or a dash."
-    return NONE if value is None else f"{value:.{digits}f}".replace("-", MINUS)
-
-
-def amount(
-    value: float | None,  # a count of parameters or operations
-) -> str:                 # "412 k", "15.6 M", "2.93 G"
-    "A large count in three digits."
-    if value is None:
-        return NONE
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size * 0.9995:
-            ratio = value / size
-            return f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}\u202f{unit}"
-    return f"{value:g}"
+# %% ../nbs/70_figures.ipynb #3d743fcd
+def curves(
+    history: Sequence[Mapping[str, Any]],  # rows of `read_history`
+    theme: str = "light",
+) -> dict[str, Figure]:                    # by column, in the order of `curve_columns`
+    "Each curve as a figure of its own, one column wide, without a legend: for pages that arrange them."
+    return {column: curve_figure(history, [column], theme, legend=False) for column in curve_columns(history)}
 
 # %% ../nbs/70_figures.ipynb #1172f113
 def gains(
@@ -367,7 +452,7 @@ def gain_figure(
         raise FakdError("gain_figure: no image has been scored with both students.")
     c, every = THEMES[theme], [0.0, *(v for values in by_set.values() for v in values)]
     with figure_style(theme):
-        fig = blank_figure(WIDTHS[width], 0.42 + 0.28 * len(by_set))
+        fig = blank_figure(WIDTHS[width], 0.46 + 0.28 * len(by_set))
         axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, 0.28 * len(by_set))
         axes.grid(False)
         axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
@@ -380,9 +465,9 @@ def gain_figure(
         axes.spines["left"].set_visible(False)
         pad = 0.08 * max(0.05, max(every) - min(every))
         axes.set_xlim(min(every) - pad, max(every) + pad)
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda v, _: signed(v))
-        axes.set_xlabel("Difference in PSNR, dB", labelpad=2)
+        axes.set_xlabel("Difference in PSNR, dB", labelpad=3)
     return fig
 
 # %% ../nbs/70_figures.ipynb #4c64c0af
@@ -421,7 +506,7 @@ class ResultTable:
                 f"<p>{html.escape(self.note)}</p>")
 
 # %% ../nbs/70_figures.ipynb #4561a005
-def method_title(
+def name_of(
     record: Record,  # whose method it is
     method: str,     # see METHODS
 ) -> str:
@@ -452,7 +537,7 @@ def result_table(
     rows = []
     for method in methods:
         net = nets.get(method, {})
-        rows.append({"method": method, "title": method_title(record, method), "params": amount(net.get("params")),
+        rows.append({"method": method, "title": name_of(record, method), "params": amount(net.get("params")),
                      "macs": amount(net.get("macs")), "cells": [_cell(record, method, name) for name in names]})
     sizes = sorted({tuple(nets[m]["macs_input"]) for m in methods if nets.get(m, {}).get("macs_input")})
     at = " and ".join(f"{w} \u00d7 {h}" for h, w in sizes)

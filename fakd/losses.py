@@ -35,7 +35,9 @@ class LossTerm:
 LOSSES: dict[str, LossTerm] = {
     "DS": LossTerm(DS, "mean |SR_s - HR|", "FAKD, ICIP 2020", False, "b n s^2"),
     "TS": LossTerm(TS, "mean |SR_s - SR_t|", "FAKD, ICIP 2020", False, "b n s^2"),
-    "SA": LossTerm(SA, "sum over taps of mean |A_s - A_t|", "FAKD, ICIP 2020", False, "b c n, one strip of the n x n matrix"),
+    "SA": LossTerm(
+        SA, "sum over taps of mean |A_s - A_t|", "FAKD, ICIP 2020", False, "b c n, one strip of the n x n matrix"
+    ),
 }
 
 # %% ../nbs/48_losses.ipynb #4e91b3fc
@@ -44,7 +46,7 @@ class DistillLoss(nn.Module):
 
     def __init__(
         self,
-        spec: str,                                                  # such as `0.5*DS+0.5*TS+10*SA`
+        spec: str,                                                         # such as `0.5*DS+0.5*TS+10*SA`
         student_shapes: Mapping[str, tuple[int, int, int]] | None = None,  # tap to (c, h, w), from `tap_shapes`
         teacher_shapes: Mapping[str, tuple[int, int, int]] | None = None,  # the same of the teacher, paired by position
     ):
@@ -54,12 +56,17 @@ class DistillLoss(nn.Module):
         self.weights = {str(term.name): term.weight for term in self.spec}
         self.terms = nn.ModuleDict({term.name: LOSSES[term.name].cls(**term.options) for term in self.spec})
         if self.needs_maps:
-            _check_shapes(spec, [t.name for t in self.spec], list((student_shapes or {}).items()), list((teacher_shapes or {}).items()))
+            _check_shapes(
+                spec,
+                [t.name for t in self.spec],
+                list((student_shapes or {}).items()),
+                list((teacher_shapes or {}).items()),
+            )
 
     @staticmethod
     def needs_of(
-        spec: str,       # such as `0.5*DS+0.5*TS+10*SA`
-    ) -> set[str]:       # of "teacher" and "maps"; empty if the ground truth is enough
+        spec: str,  # such as `0.5*DS+0.5*TS+10*SA`
+    ) -> set[str]:  # of "teacher" and "maps"; empty if the ground truth is enough
         "What a loss needs beside the ground truth."
         return {LOSSES[term.name].cls.needs for term in parse_spec(spec)} - {"hr"}
 
@@ -75,15 +82,15 @@ class DistillLoss(nn.Module):
 
     def forward(
         self,
-        sr_imgs: Tensor,                       # student, (b, 3, h, w), 0..255
-        hr_imgs: Tensor,                       # ground truth
+        sr_imgs: Tensor,                        # student, (b, 3, h, w), 0..255
+        hr_imgs: Tensor,                        # ground truth
         teacher_sr_imgs: Tensor | None = None,  # teacher, if a term needs it
-        student_maps: Sequence[Tensor] = (),   # at the student's taps
-        teacher_maps: Sequence[Tensor] = (),   # at the teacher's taps
-    ) -> tuple[Tensor, dict[str, Tensor]]:     # total, and each term with its weight
+        student_maps: Sequence[Tensor] = (),    # at the student's taps
+        teacher_maps: Sequence[Tensor] = (),    # at the teacher's taps
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # total, and each term with its weight
         given = {"hr": (sr_imgs, hr_imgs), "teacher": (sr_imgs, teacher_sr_imgs), "maps": (student_maps, teacher_maps)}
         with torch.autocast(sr_imgs.device.type, enabled=False):
-            weighted = {name: self.weights[name] * term(*given[term.needs]) for name, term in self.terms.items()}
+            weighted = {name: self.weights[name] * term(*given[str(term.needs)]) for name, term in self.terms.items()}
             return torch.stack(list(weighted.values())).sum(), weighted
 
 # %% ../nbs/48_losses.ipynb #2548e482
@@ -94,19 +101,29 @@ def check_spec(
     names = []
     for term in parse_spec(spec):
         if term.name not in LOSSES:
-            raise FakdError(f'loss {spec}: unknown loss "{term.name}". {nearest(term.name, LOSSES)}Known: {", ".join(LOSSES)}.')
+            raise FakdError(
+                f'loss {spec}: unknown loss "{term.name}". {nearest(term.name, LOSSES)}Known: {", ".join(LOSSES)}.'
+            )
         accepted = [k for k in inspect.signature(LOSSES[term.name].cls).parameters if k not in ("args", "kwargs")]
         for key in term.options:
             if key not in accepted:
-                raise FakdError(f'loss {spec}: {term.name} has no option "{key}". {nearest(key, accepted)}Known: {", ".join(accepted) or "none"}.')
+                raise FakdError(
+                    f'loss {spec}: {term.name} has no option "{key}". {nearest(key, accepted)}'
+                    f'Known: {", ".join(accepted) or "none"}.'
+                )
         if term.weight <= 0:
-            raise FakdError(f"loss {spec}: the weight of {term.name} is {term.weight:g}; it must be positive. Leave the term out instead.")
+            raise FakdError(
+                f"loss {spec}: the weight of {term.name} is {term.weight:g}; it must be positive. "
+                "Leave the term out instead."
+            )
         names.append(term.name)
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise FakdError(f"loss {spec}: {', '.join(twice)} given twice.")
     if not {"DS", "TS"} & set(names):
-        raise FakdError(f"loss {spec}: no term on the image, so the student's last layers would not learn. Add DS or TS.")
+        raise FakdError(
+            f"loss {spec}: no term on the image, so the student's last layers would not learn. Add DS or TS."
+        )
 
 
 def _check_shapes(spec: str, names: list[str], student: list[Any], teacher: list[Any]) -> None:
@@ -115,17 +132,27 @@ def _check_shapes(spec: str, names: list[str], student: list[Any], teacher: list
     if not student or not teacher:
         raise FakdError(f"loss {spec}: {feature_terms} needs taps; give some, such as [1, 2, 3].")
     if len(student) != len(teacher):
-        raise FakdError(f"loss {spec}: {len(student)} student taps and {len(teacher)} teacher taps; they are paired by position.")
+        raise FakdError(
+            f"loss {spec}: {len(student)} student taps and {len(teacher)} teacher taps; they are paired by position."
+        )
     for (s_name, (s_c, *s_hw)), (t_name, (t_c, *t_hw)) in zip(student, teacher, strict=True):
         if s_hw != t_hw:
-            raise FakdError(f"loss {spec}: taps {s_name} ({s_hw[0]}x{s_hw[1]}) and {t_name} ({t_hw[0]}x{t_hw[1]}) differ in height or width.")
+            raise FakdError(
+                f"loss {spec}: taps {s_name} ({s_hw[0]}x{s_hw[1]}) and {t_name} ({t_hw[0]}x{t_hw[1]}) "
+                "differ in height or width."
+            )
         strict = [n for n in names if LOSSES[n].equal_channels]
         if strict and s_c != t_c:
-            raise FakdError(f"loss {spec}: {', '.join(strict)} needs equal channels; {s_name} has {s_c}, {t_name} has {t_c}.")
+            raise FakdError(
+                f"loss {spec}: {', '.join(strict)} needs equal channels; {s_name} has {s_c}, {t_name} has {t_c}."
+            )
 
 # %% ../nbs/48_losses.ipynb #4c487670
 def loss_table() -> str:
     "The terms as a Markdown table: name, formula, cost, channels, source."
     lines = ["| term | formula | memory of a tap | channels | source |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {t.formula} | {t.cost} | {'equal' if t.equal_channels else 'any'} | {t.source} |" for name, t in LOSSES.items()]
+    lines += [
+        f"| {name} | {t.formula} | {t.cost} | {'equal' if t.equal_channels else 'any'} | {t.source} |"
+        for name, t in LOSSES.items()
+    ]
     return "\n".join(lines)

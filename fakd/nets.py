@@ -22,8 +22,8 @@ NETS: dict[str, Any] = {"rcan": RCAN}
 
 # %% ../nbs/35_nets.ipynb #b6873f4a
 def parse_net(
-    spec: str,                  # such as `rcan` or `rcan(n_feats=32)`
-    role: str = "teacher",      # named sizes to start from: teacher, student, mini_teacher, mini_student
+    spec: str,  # such as `rcan` or `rcan(n_feats=32)`
+    role: str = "teacher",  # named sizes to start from: teacher, student, mini_teacher, mini_student
 ) -> tuple[str, dict[str, Any]]:  # name in NETS, and all its sizes
     "Read a net spec; sizes that are not given come from the role."
     terms = parse_spec(spec)
@@ -34,9 +34,19 @@ def parse_net(
     accepted = {k: p.default for k, p in inspect.signature(net).parameters.items() if k != "scale"}
     for key, value in term.options.items():
         if key not in accepted:
-            raise FakdError(f'net "{spec}": {term.name} has no size "{key}". {nearest(key, accepted)}Known: {", ".join(accepted)}.')
-        if isinstance(value, (str, bool)) or value is None or value <= 0 or (isinstance(accepted[key], int) and not isinstance(value, int)):
-            raise FakdError(f'net "{spec}": {key}={value} must be a positive {"whole " if isinstance(accepted[key], int) else ""}number.')
+            raise FakdError(
+                f'net "{spec}": {term.name} has no size "{key}". {nearest(key, accepted)}Known: {", ".join(accepted)}.'
+            )
+        if (
+            isinstance(value, (str, bool))
+            or value is None
+            or value <= 0
+            or (isinstance(accepted[key], int) and not isinstance(value, int))
+        ):
+            raise FakdError(
+                f'net "{spec}": {key}={value} must be a positive '
+                f'{"whole " if isinstance(accepted[key], int) else ""}number.'
+            )
     return term.name, {**accepted, **net.SIZES[pick(role, net.SIZES, "role")], **term.options}
 
 # %% ../nbs/35_nets.ipynb #414e2b2e

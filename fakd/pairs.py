@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,7 +132,7 @@ def prefetch(
     stop: int,                                # one after the last step
     rank: int = 0,                            # this process
     world: int = 1,                           # how many processes share the batch
-) -> Iterator[tuple[int, Tensor, Tensor]]:    # step, lr_imgs, hr_imgs
+) -> Generator[tuple[int, Tensor, Tensor]]:   # step, lr_imgs, hr_imgs
     "Batches `start` to `stop - 1` in order, made by one background thread."
     ready: queue.Queue = queue.Queue(maxsize=4)
     left = threading.Event()

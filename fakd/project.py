@@ -192,7 +192,7 @@ def _pytest(*arguments: str) -> Callable[[], Outcome]:
     def step() -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "junit.xml"
-            code, _ = run_tool("pytest", "-q", f"--junitxml={path}", *arguments)
+            code, _ = run_tool("pytest", "-q", "--continue-on-collection-errors", f"--junitxml={path}", *arguments)
             outcome = read_junit(path) if path.exists() else Outcome()
         if code and not outcome.failed:  # collected nothing, stopped half-way, broken option
             outcome = Outcome(outcome.passed, (f"pytest (exit code {code})",), outcome.skipped)

@@ -22,7 +22,9 @@ class RCAB(nn.Module):
 
     def __init__(self, n_feats: int, reduction: int):
         super().__init__()
-        self.body = nn.Sequential(conv(n_feats, n_feats), nn.ReLU(), conv(n_feats, n_feats), ChannelAttention(n_feats, reduction))
+        self.body = nn.Sequential(
+            conv(n_feats, n_feats), nn.ReLU(), conv(n_feats, n_feats), ChannelAttention(n_feats, reduction)
+        )
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps + self.body(maps)
@@ -49,10 +51,17 @@ class RCAN(nn.Module):
         "mini_student": {"n_resgroups": 3, "n_resblocks": 1, "n_feats": 32, "reduction": 8},
     }
 
-    def __init__(self, scale: int, n_resgroups: int = 10, n_resblocks: int = 20, n_feats: int = 64, reduction: int = 16):
+    def __init__(
+        self, scale: int, n_resgroups: int = 10, n_resblocks: int = 20, n_feats: int = 64, reduction: int = 16
+    ):
         super().__init__()
         self.scale = check_scale(scale)
-        self.sizes = {"n_resgroups": n_resgroups, "n_resblocks": n_resblocks, "n_feats": n_feats, "reduction": reduction}
+        self.sizes = {
+            "n_resgroups": n_resgroups,
+            "n_resblocks": n_resblocks,
+            "n_feats": n_feats,
+            "reduction": reduction,
+        }
         self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
         self.head = nn.Sequential(conv(3, n_feats))
         groups = [ResidualGroup(n_resblocks, n_feats, reduction) for _ in range(n_resgroups)]
@@ -79,7 +88,13 @@ class RCAN(nn.Module):
         ups = sum(bool(re.fullmatch(r"tail\.0\.\d+\.weight", k)) for k in state)
         scale = 3 if state["tail.0.0.weight"].shape[0] == 9 * n_feats else 2**ups
         squeezed = state["body.0.body.0.body.3.conv_du.0.weight"].shape[0]
-        return {"scale": scale, "n_resgroups": len(groups), "n_resblocks": len(blocks), "n_feats": n_feats, "reduction": n_feats // squeezed}
+        return {
+            "scale": scale,
+            "n_resgroups": len(groups),
+            "n_resblocks": len(blocks),
+            "n_feats": n_feats,
+            "reduction": n_feats // squeezed,
+        }
 
     @staticmethod
     def rename(keys: Iterable[str]) -> dict[str, str]:
@@ -89,11 +104,16 @@ class RCAN(nn.Module):
 # %% ../nbs/31_rcan.ipynb #85027ae1
 # (pattern, our name); {G} is the number of groups, {n} that of blocks in a group
 _RULES = (
-    (r"body_group(\d+)\.", r"body.\1."), (r"body_tail\.", r"body.{G}."),  # FAKD
-    (r"conv_first\.", r"head.0."), (r"conv_after_body\.", r"body.{G}."), (r"upsample\.", r"tail.0."), (r"conv_last\.", r"tail.1."),  # BasicSR
+    (r"body_group(\d+)\.", r"body.\1."),
+    (r"body_tail\.", r"body.{G}."),  # FAKD
+    (r"conv_first\.", r"head.0."),
+    (r"conv_after_body\.", r"body.{G}."),
+    (r"upsample\.", r"tail.0."),
+    (r"conv_last\.", r"tail.1."),  # BasicSR
     (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.", r"body.\1.body.\2.body.3.conv_du.0."),
     (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.", r"body.\1.body.\2.body.3.conv_du.2."),
-    (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.", r"body.\1.body.\2.body."), (r"body\.(\d+)\.conv\.", r"body.\1.body.{n}."),
+    (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.", r"body.\1.body.\2.body."),
+    (r"body\.(\d+)\.conv\.", r"body.\1.body.{n}."),
 )
 
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +126,9 @@ class Record(BaseModel):
     rows: list[Row]
     summary: dict[str, dict[str, dict[str, float | int | None]]] = Field(description="means by method and set")
     history: dict[str, dict[str, Any]] = Field(description="last values, best, times; by method")
-    resumed_from_step: dict[str, list[int]] = Field(default_factory=dict, description="steps at which a run was continued")
+    resumed_from_step: dict[str, list[int]] = Field(
+        default_factory=dict, description="steps at which a run was continued"
+    )
     artefacts: list[Artefact]
 
 # %% ../nbs/05_record.ipynb #8626a4b6
@@ -149,7 +151,7 @@ def _plain(obj: Any) -> Any:
 def environment() -> dict[str, Any]:
     "Python, machine, threads, GPU, versions of every requirement, and the git commit if there is one."
     names = sorted({re.split(r"[\s<>=!~;\[(]", r)[0] for r in metadata.requires("fakd") or [] if "extra" not in r})
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = metadata.version(name)
@@ -185,7 +187,7 @@ def _git() -> dict[str, Any] | None:
 # %% ../nbs/05_record.ipynb #57c46268
 def now() -> str:
     "The time, UTC, ISO 8601, to the second."
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Run:
@@ -272,24 +274,33 @@ def find_runs(
 
 # %% ../nbs/05_record.ipynb #b2c6374a
 def artefacts(
-    run: Run,                  # the run
+    run: Run,  # the run
     patterns: Sequence[str] = ("weights/*", "history.csv", "figures/*", "snapshots/**/*"),
-) -> list[Artefact]:           # sorted by path
+) -> list[Artefact]:  # sorted by path
     "The run's files with size and checksum; pages and notebook are made from the record and not listed."
     files = sorted({p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()})
-    return [Artefact(path=p.relative_to(run.dir).as_posix(), bytes=p.stat().st_size, sha256=hashlib.sha256(p.read_bytes()).hexdigest())
-            for p in files]
+    return [
+        Artefact(
+            path=p.relative_to(run.dir).as_posix(),
+            bytes=p.stat().st_size,
+            sha256=hashlib.sha256(p.read_bytes()).hexdigest(),
+        )
+        for p in files
+    ]
 
 
 def read_history(
-    run: Run,                       # the run
-) -> list[dict[str, Any]]:          # one dict a line: numbers where the text is one, None where it is empty
+    run: Run,               # the run
+) -> list[dict[str, Any]]:  # one dict a line: numbers where the text is one, None where it is empty
     "The rows of `history.csv`: method, step, time_s, learn_rate, loss, each term, psnr_y."
     path = run.dir / "history.csv"
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [{k: v if k == "method" else (float(v) if v else None) for k, v in line.items()} for line in csv.DictReader(file)]
+        return [
+            {k: v if k == "method" else (float(v) if v else None) for k, v in line.items()}
+            for line in csv.DictReader(file)
+        ]
 
 # %% ../nbs/05_record.ipynb #94bcbea1
 def _notebook_path() -> Path | None:
@@ -306,7 +317,9 @@ def _notebook_path() -> Path | None:
         from papermill.cli import papermill
 
         try:
-            output = papermill.make_context("papermill", words[at + 1:], resilient_parsing=True).params.get("output_path")
+            output = papermill.make_context("papermill", words[at + 1 :], resilient_parsing=True).params.get(
+                "output_path"
+            )
         except Exception:  # noqa: BLE001  (click raises many kinds; the notebook is then just not kept)
             output = None
         return folder / output if output else None

@@ -27,38 +27,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fakd.affinity_views import (
-    DIFFERENCE_COLOURS,
-    MAP_COLOURS,
-    AffinityRows,
-    colours,
-    distance_table,
-    query_panels,
-    read_affinity,
-)
-from .core import FakdError, atomic_write, read_image, static
-from fakd.figures import (
-    NONE,
-    THEMES,
-    TITLES,
-    amount,
-    curve_columns,
-    curve_figure,
-    curve_title,
-    detail_box,
-    fixed,
-    gain_figure,
-    gains,
-    method_title,
-    result_table,
-    scale_of,
-    signed,
-)
+from .affinity_views import AffinityRows, distance_table, query_panels, read_affinity
+from .core import FakdError, atomic_write, static
+from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, name_of, result_table, scenes, signed
 from .record import METHODS, Record, Row, Run, find_runs, read_history
 
 # %% auto #0
-__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'write_rows',
-           'run_page', 'index_page']
+__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'read_images',
+           'write_rows', 'run_page', 'index_page']
 
 # %% ../nbs/80_report.ipynb #4f3e25a1
 def _mean(record: Record, method: str, name: str) -> float | None:
@@ -316,7 +292,7 @@ def _results(record: Record) -> dict[str, Any]:
 def _score(row: Row | None) -> tuple[str, str]:
     "PSNR and SSIM of an image as texts; a PSNR that is no number says why."
     if row is None:
-        return NONE, ""
+        return fixed(None), ""
     return (row.note if row.psnr_y is None else fixed(row.psnr_y)), fixed(row.ssim_y, 4)
 
 
@@ -329,7 +305,7 @@ def _every_image(record: Record) -> dict[str, Any]:
         gain = gains(record.rows, name)
         lines = [(image, [_score(rows.get((image, m))) for m in methods], signed(gain.get(image)))
                  for image in dict.fromkeys(image for image, _ in rows)]
-        heads = [method_title(record, m) for m in methods]
+        heads = [name_of(record, m) for m in methods]
         tables.append({"set": name, "heads": heads, "gain": bool(gain), "lines": lines})
     return {"image_tables": tables}
 
@@ -341,84 +317,65 @@ def _seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{value:.1f} s"
 
 
-_TRAINING = {"steps": ("Steps", lambda v: f"{v:.0f}"), "time_s": ("Time", _seconds), "psnr_y": ("Held-out PSNR", fixed),
-             "best_psnr_y": ("Best on the way", fixed)}
+_TRAINING = {"step": ("Steps", lambda v: f"{v:.0f}"), "time_s": ("Time", _seconds), "psnr_y": ("Held-out PSNR", fixed),
+             "best_psnr_y": ("Best on the way", fixed), "best_step": ("at step", lambda v: f"{v:.0f}")}
 
 
 def _training(run: Run, record: Record) -> dict[str, Any]:
     "The curves, and each training in numbers."
     history = read_history(run)
-    methods, columns = [m for m in METHODS if any(r["method"] == m for r in history)], curve_columns(history)
-    svgs = [inline_svg(curve_figure(history, [c], legend=False), f"curve-{i}", f"{curve_title(c)} against the step")
-            for i, c in enumerate(columns)]
+    methods = [m for m in METHODS if any(r["method"] == m for r in history)]
+    svgs = {c: inline_svg(fig, f"curve-{c}", f"{c} against the step") for c, fig in curves(history).items()}
     past = {m: record.history[m] for m in METHODS if m in record.history}
     keys = [k for k in _TRAINING if any(isinstance(h.get(k), (int, float)) for h in past.values())]
-    lines = [(method_title(record, m), [NONE if h.get(k) is None else _TRAINING[k][1](h[k]) for k in keys])
+    lines = [(name_of(record, m), [fixed(None) if h.get(k) is None else _TRAINING[k][1](h[k]) for k in keys])
              for m, h in past.items()]
-    return {"curves": svgs, "curve_columns": columns, "curve_methods": [(m, method_title(record, m)) for m in methods],
+    return {"curves": svgs, "curve_methods": [(m, name_of(record, m)) for m in methods],
             "training": {"heads": [_TRAINING[k][0] for k in keys], "lines": lines} if keys else None}
 
-# %% ../nbs/80_report.ipynb #deb04da7
+# %% ../nbs/80_report.ipynb #f4ff302a
 MOST_IMAGES = 8  # on a page, so that it stays under 5 MB
 
 
-def _crops(images: Mapping[str, np.ndarray], record: Record, scores: Mapping[str, Row]) -> list[dict[str, Any]]:
-    "The window of every version of an image, with the scores of the whole image."
-    hr_img, box, crops = images["hr"], detail_box(images["hr"], scale_of(images)), []
-    for method, img in images.items():
-        part = box.cut(img, img.shape[0] / hr_img.shape[0])
-        zoom = max(1, round(3 * box.h / part.shape[0]))
-        score = " / ".join(_score(scores[method])) if method in scores else ""
-        size = f"{img.shape[1]} \u00d7 {img.shape[0]}" if method in ("lr", "hr") else ""
-        crops.append({"method": method, "title": method_title(record, method), "score": score or size,
-                      "src": picture(part, zoom), "size": part.shape[0] * zoom})
-    return crops
+def read_images(
+    run: Run,                           # with a record
+) -> list[dict[str, np.ndarray]]:       # uint8 (h, w, 3) by name: lr, bicubic, a network, hr
+    "The images that a run kept, each in every version."
+    return [c.images for c in scenes(run)]
 
 
-def _comparison(folder: Path, record: Record) -> dict[str, Any] | None:
+def _comparison(scene: Scene, record: Record) -> dict[str, Any]:
     "One stored image: the original with the window marked, and the window in every version."
-    images = {n: read_image(folder / f"{n}.png") for n in TITLES if (folder / f"{n}.png").is_file()}
-    if "hr" not in images:
-        return None
-    set_name, _, name = folder.name.partition("--")
-    h, w = images["hr"].shape[:2]
-    box = detail_box(images["hr"], scale_of(images))
-    scores = {r.method: r for r in record.rows if (r.set, r.image) == (set_name, name)}
-    crops, step = _crops(images, record, scores), max(1, round(w / 700))  # an overview needs no more pixels
-    small = np.asarray(Image.fromarray(images["hr"]).resize((w // step, h // step), Image.Resampling.LANCZOS))
-    gain = gains(list(scores.values()), set_name).get(name)
-    return {"name": name, "set": set_name, "gain": None if gain is None else signed(gain), "crops": crops,
+    h, w = scene.images["hr"].shape[:2]
+    crops = []
+    for name, crop in scene.crops.items():
+        score = " / ".join(_score(scene.scores[name])) if name in scene.scores else ""
+        size = " \u00d7 ".join(map(str, scene.images[name].shape[1::-1])) if name in ("lr", "hr") else ""
+        crops.append({"method": name, "title": name_of(record, name), "score": score or size,
+                      "src": picture(crop, max(1, round(240 / crop.shape[0])))})
+    step = max(1, round(w / 700))  # an overview needs no more pixels
+    small = np.asarray(Image.fromarray(scene.images["hr"]).resize((w // step, h // step), Image.Resampling.LANCZOS))
+    gain = gains(list(scene.scores.values()), scene.set).get(scene.image)
+    return {"name": scene.image, "set": scene.set, "gain": None if gain is None else signed(gain), "crops": crops,
             "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
-            "box": [round(100 * v, 3) for v in (box.x / w, box.y / h, box.w / w, box.h / h)],
+            "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
             "left": round(min(max(2 * w / h, 1.8), 4), 3)}
-
-
-def _comparisons(run: Run, record: Record) -> dict[str, Any]:
-    "The stored images, in the order of the record's rows."
-    order = {name: i for i, name in enumerate(dict.fromkeys(f"{r.set}--{r.image}" for r in record.rows))}
-    folders = sorted((p for p in (run.dir / "snapshots" / "images").glob("*") if p.is_dir()),
-                     key=lambda p: (order.get(p.name, len(order)), p.name))
-    return {"comparisons": [c for p in folders[:MOST_IMAGES] if (c := _comparison(p, record))]}
 
 # %% ../nbs/80_report.ipynb #43a5243e
 def _tap_figure(rows: AffinityRows, tap: int) -> dict[str, Any]:
     "The maps of one pair of taps: a line a query pixel, on one colour scale for the maps and one for the differences."
-    panels, ramp = query_panels(rows, tap), np.linspace(0, 1, 128)[None].repeat(2, 0)
-    low, high = (fixed(v, 0) for v in panels.limits)
-    bars = [("Affinity", low, picture(colours(ramp, (0, 1), MAP_COLOURS)), high)]
-    if panels.difference_limits:
-        low, high = (signed(v) for v in panels.difference_limits)
-        bars.append(("Student less teacher", low, picture(colours(ramp, (0, 1), DIFFERENCE_COLOURS)), high))
+    panels, scales = query_panels(rows, tap)
+    bars = [(s.label, *(f"{v:g}".replace("-", "\u2212") for v in s.limits), picture(s.bar())) for s in scales]
     lines = []
-    for query, line in zip(rows.queries, panels.lines, strict=True):
+    for query, line in zip(rows.queries, panels, strict=True):
         at = [round(100 * (v + 0.5) / n, 2) for v, n in zip(query.tolist(), rows.image.shape[:2], strict=True)]
         maps = [{"src": picture(p.img), "title": p.title, "note": p.note, "size": p.img.shape[1::-1]} for p in line]
         lines.append({"at": at, "maps": maps})
     teacher_tap, _, student_tap = rows.taps[tap].partition("=")
-    return {"lines": lines, "bars": bars, "taps": (teacher_tap, student_tap), "columns": len(panels.lines[0])}
+    return {"lines": lines, "bars": bars, "taps": (teacher_tap, student_tap), "columns": len(panels[0])}
 
 
-def _affinity(run: Run) -> dict[str, Any]:
+def _affinity(run: Run, record: Record) -> dict[str, Any]:
     "The stored rows of the affinity, and how far the students' are from the teacher's."
     rows = read_affinity(run)
     if rows is None:
@@ -429,10 +386,10 @@ def _affinity(run: Run) -> dict[str, Any]:
     table = [(*t.partition("=")[::2], [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)]
     return {"affinity": {
         "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],
-        "heads": [TITLES[m] for m in far], "queries": len(rows.queries),
+        "heads": [name_of(record, m) for m in far], "queries": len(rows.queries),
         "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}
 
-# %% ../nbs/80_report.ipynb #bb3fae6d
+# %% ../nbs/80_report.ipynb #50f2583e
 def _words(value: Any) -> str:
     "A value of a setting for people."
     if isinstance(value, (list, tuple)):
@@ -451,24 +408,29 @@ def _settings(record: Record) -> list[tuple[str, str, str]]:
         rows.append((name, _words(value) + note, "given" if name in record.given else "chosen"))
     return rows
 
+# %% ../nbs/80_report.ipynb #bb3fae6d
+def _count(value: float) -> str:
+    "A whole number in groups of three digits."
+    return f"{value:,.0f}".replace(",", "\u202f")
+
 
 def _networks(record: Record) -> dict[str, Any] | None:
     "What is known of teacher and student, a column each."
     both = {"Teacher": record.teacher, "Student" if record.kind == "distill" else "Network": record.student}
     nets = {title: net for title, net in both.items() if net}
 
-    def at(net: Mapping[str, Any]) -> str:
+    def macs(net: Mapping[str, Any]) -> str:
         h, w = net.get("macs_input") or (None, None)
-        return f"{net['macs']} for {w} \u00d7 {h} pixels" if h else str(net["macs"])
+        return _count(net["macs"]) + (f" for {w} \u00d7 {h} pixels" if h else "")
 
     def taps(net: Mapping[str, Any]) -> list[str]:
         return [name + ", " + " \u00d7 ".join(map(str, shape)) for name, shape in dict(net["taps"]).items()]
 
-    show = {"Spec": ("spec", lambda n: n["spec"]), "Parameters": ("params", lambda n: str(n["params"])),
-            "Multiply-adds": ("macs", at), "Weights": ("source", lambda n: n["source"]),
+    show = {"Spec": ("spec", lambda n: n["spec"]), "Parameters": ("params", lambda n: _count(n["params"])),
+            "Multiply-adds": ("macs", macs), "Weights": ("source", lambda n: n["source"]),
             "Digest of the weights": ("digest", lambda n: n["digest"][:16]), "Taps": ("taps", taps),
             "Assumed": ("assumptions", lambda n: list(n["assumptions"]))}
-    lines = [(title, [text(net) if net.get(key) else NONE for net in nets.values()])
+    lines = [(title, [text(net) if net.get(key) else fixed(None) for net in nets.values()])
              for title, (key, text) in show.items() if any(net.get(key) for net in nets.values())]
     return {"heads": list(nets), "lines": lines} if lines else None
 
@@ -511,8 +473,9 @@ def run_page(
 ) -> Path:     # of report.html
     "Write the page of a run, and its scores as CSV, into the run's folder."
     record = run.record
+    compared = [_comparison(scene, record) for scene in scenes(run)[:MOST_IMAGES]]
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
-             **_comparisons(run, record), **_affinity(run), **_origin(record)}
+             "comparisons": compared, **_affinity(run, record), **_origin(record)}
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 
@@ -520,15 +483,15 @@ def run_page(
 def _index_row(run: Run, folder: Path) -> dict[str, Any]:
     "One run in the list: what it asked, and its result on the first set."
     record, known = run.record, run.record.resolved
-    name = next((r.set for r in record.rows), NONE)
+    name = next((r.set for r in record.rows), fixed(None))
     gain = gains(record.rows, name)
     scores = [_mean(record, m, name) for m in ("distilled", "teacher", "plain")]
     page = run.dir.relative_to(folder) / "report.html"
     return {"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "set": name,
             "student": _network(record.student), "day": record.finished[:10],
-            **{key: NONE if known.get(key) is None else known[key] for key in ("scale", "loss", "steps", "seed")},
+            **{k: fixed(None) if known.get(k) is None else known[k] for k in ("scale", "loss", "steps", "seed")},
             "psnr": fixed(next((v for v in scores if v is not None), None)),
-            "gain": signed(sum(gain.values()) / len(gain)) if gain else NONE}
+            "gain": signed(sum(gain.values()) / len(gain)) if gain else fixed(None)}
 
 
 def index_page(

@@ -19,9 +19,9 @@ __all__ = ['resolve_taps', 'Taps', 'tap_shapes']
 
 # %% ../nbs/40_taps.ipynb #2a30869f
 def resolve_taps(
-    net: nn.Module,            # any network
+    net: nn.Module,             # any network
     taps: Sequence[int | str],  # positions in `net.tap_names()`, names in it, or paths of submodules
-) -> dict[str, str]:           # name to place, in the order given
+) -> dict[str, str]:            # name to place, in the order given
     "Find each tap; an unknown one is an error that lists the accepted ones."
     named: dict[str, str] = net.tap_names() if hasattr(net, "tap_names") else {}  # type: ignore[operator]
     paths = {path for path, _ in net.named_modules()}
@@ -33,8 +33,11 @@ def resolve_taps(
             tap = list(named)[tap]
         if tap not in named and tap.removesuffix(".input") not in paths - {""}:
             known = [*named, *sorted(paths - {""})]
-            raise FakdError(f'tap "{tap}": no such place in {type(net).__name__}. {nearest(tap, known)}Named: {", ".join(named) or "none"}; '
-                            "or a submodule's path, with .input for what goes into it.")
+            raise FakdError(
+                f'tap "{tap}": no such place in {type(net).__name__}. {nearest(tap, known)}'
+                f'Named: {", ".join(named) or "none"}; '
+                "or a submodule's path, with .input for what goes into it."
+            )
         if tap in found:
             raise FakdError(f'tap "{tap}" is given twice.')
         found[tap] = named.get(tap, tap)
@@ -42,11 +45,11 @@ def resolve_taps(
 
 # %% ../nbs/40_taps.ipynb #c59eed16
 class Taps:
-    "Collects feature maps at named places while its block is open: `with Taps(net, [1, 2, 3]) as taps: net(x); taps.maps`."
+    "Collects feature maps at named places: `with Taps(net, [1, 2, 3]) as taps: net(x); taps.maps`."
 
     def __init__(
         self,
-        net: nn.Module,             # any network
+        net: nn.Module,              # any network
         names: Sequence[int | str],  # see `resolve_taps`
     ):
         self.net, self.places = net, resolve_taps(net, names)
@@ -57,12 +60,18 @@ class Taps:
         for name, place in self.places.items():
             module = self.net.get_submodule(place.removesuffix(".input"))
             if place.endswith(".input"):
-                self._handles.append(module.register_forward_pre_hook(lambda _, args, name=name: self._keep(name, args[0])))
+                self._handles.append(
+                    module.register_forward_pre_hook(lambda _, args, name=name: self._keep(name, args[0]))
+                )
             else:
-                self._handles.append(module.register_forward_hook(lambda _, args, output, name=name: self._keep(name, output)))
+                self._handles.append(
+                    module.register_forward_hook(lambda _, args, output, name=name: self._keep(name, output))
+                )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -91,4 +100,5 @@ def tap_shapes(
     where = next(net.parameters())
     with Taps(net, names) as taps, torch.inference_mode():
         net(torch.zeros(1, 3, patch_px, patch_px, device=where.device, dtype=where.dtype))
-        return {name: tuple(maps.shape[1:]) for name, maps in zip(taps.places, taps.maps, strict=True)}
+        shapes = [(maps.shape[1], maps.shape[2], maps.shape[3]) for maps in taps.maps]
+        return dict(zip(taps.places, shapes, strict=True))

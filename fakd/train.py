@@ -21,18 +21,30 @@ from torch import nn
 from .affinity import affinity_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
-from .config import DistillConfig, TeacherConfig, TrainConfig
-from .core import FakdError, atomic_write, code_digest, digest, find_path, parse_spec, root, set_threads, to_batch, write_image
+from .config import DistillConfig, TeacherConfig
+from fakd.core import (
+    FakdError,
+    atomic_write,
+    code_digest,
+    cpu_quota,
+    digest,
+    find_path,
+    parse_spec,
+    root,
+    set_threads,
+    to_batch,
+    write_image,
+)
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .losses import DistillLoss
 from .metrics import psnr_y
-from .nets import make_net, net_spec
+from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
 from .taps import Taps, resolve_taps, tap_shapes
 from .teacher import Teacher
-from .trainer import Curves, Diverged, Progress, Trainer
+from .trainer import Curves, Diverged, History, Progress, Saver, Trainer, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
@@ -44,32 +56,32 @@ __all__ = ['Setup', 'warm_start', 'tap_pairs', 'prepare', 'fit', 'Fitted', 'held
 class Setup:
     "A prepared run: everything that the stages share."
 
-    config: TrainConfig                 # resolved
-    given: dict[str, Any]               # what was asked
-    run: Run                            # its folder
-    digest: str                         # of everything that decides the result
-    code: str                           # digest of the modules that decide it, as they were loaded
-    created: str                        # when this sitting began, UTC
-    images: list[ImagePair]             # training pairs
-    sets: list[ImageSet]                # evaluation sets
-    data: list[DataUse]                 # what the record says of both
-    held_out: list[ImagePair]           # small crops for the PSNR curve
-    teacher: nn.Module | None           # frozen, or None
-    taps: list[tuple[str, str]]         # student tap, teacher tap
-    nets: dict[str, nn.Module] = field(default_factory=dict)      # trained, by method
+    config: Any                                               # a resolved DistillConfig or TeacherConfig
+    given: dict[str, Any]                                     # what was asked
+    run: Run                                                  # its folder
+    digest: str                                               # of everything that decides the result
+    code: str                                                 # digest of the modules that decide it, when loaded
+    created: str                                              # when this sitting began, UTC
+    images: list[ImagePair]                                   # training pairs
+    sets: list[ImageSet]                                      # evaluation sets
+    data: list[DataUse]                                       # what the record says of both
+    held_out: list[ImagePair]                                 # small crops for the PSNR curve
+    teacher: nn.Module | None                                 # frozen, or None
+    taps: list[tuple[str, str]]                               # student tap, teacher tap
+    nets: dict[str, nn.Module] = field(default_factory=dict)  # trained, by method
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    resumed: dict[str, list[int]] = field(default_factory=dict)   # steps at which a method was continued
+    resumed: dict[str, list[int]] = field(default_factory=dict)  # steps at which a method was continued
     rows: list[Row] = field(default_factory=list)
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Any:
         "`teacher` for a teacher's training, else `distill`."
         return "teacher" if isinstance(self.config, TeacherConfig) else "distill"
 
     def new_student(self) -> nn.Module:
         "The network to be trained, always with the same initial weights."
         cfg = self.config
-        text = cfg.net if isinstance(cfg, TeacherConfig) else cfg.student  # type: ignore[attr-defined]
+        text = cfg.net if isinstance(cfg, TeacherConfig) else cfg.student
         if Path(text).suffix:
             return load_net(find_path(text)).train()
         net = make_net(text, cfg.scale, seed=cfg.seed)
@@ -78,38 +90,50 @@ class Setup:
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         "LR and HR patches of the first step, as the student will see them."
         cfg = self.config
-        return Patches(self.images, cfg.scale, cfg.patch_px, cfg.seed).batch(0, cfg.batch_size)  # type: ignore[arg-type]
+        return Patches(self.images, cfg.scale, cfg.patch_px, cfg.seed).batch(0, cfg.batch_size)
 
     def _repr_html_(self) -> str:
         nets = [("student", self.new_student()), ("teacher", self.teacher)]
-        rows = "".join(f"<tr><td>{role}</td><td><code>{html.escape(net_spec(net))}</code></td><td>{describe_net(net)['params']:,}</td>"
-                       f"<td>{describe_net(net)['macs'] / 1e9:.2f} G</td></tr>" for role, net in nets if net is not None)
+        rows = "".join(
+            f"<tr><td>{role}</td><td><code>{html.escape(net_spec(net))}</code></td>"
+            f"<td>{describe_net(net)['params']:,}</td>"
+            f"<td>{describe_net(net)['macs'] / 1e9:.2f} G</td></tr>"
+            for role, net in nets
+            if net is not None
+        )
         taps = ", ".join(s if s == t else f"{s} = {t}" for s, t in self.taps) or "none"
         sets = ", ".join(f"{d.name} ({d.count}, {d.role})" for d in self.data)
-        return (f"<p><b>{self.run.id}</b></p><table><thead><tr><th></th><th>network</th><th>parameters</th><th>multiply-adds at 48x48</th></tr></thead>"
-                f"<tbody>{rows}</tbody></table><p>taps: {html.escape(taps)}<br>images: {html.escape(sets)}</p>")
+        return (
+            f"<p><b>{self.run.id}</b></p><table><thead><tr><th></th><th>network</th><th>parameters</th>"
+            "<th>multiply-adds at 48x48</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table><p>taps: {html.escape(taps)}<br>images: {html.escape(sets)}</p>"
+        )
 
 # %% ../nbs/65_train.ipynb #2af32a1f
 def warm_start(
-    net: nn.Module,   # freshly made
-    path: str,        # a weights file, perhaps of another scale
-) -> nn.Module:       # the same network
+    net: nn.Module,  # freshly made
+    path: str,       # a weights file, perhaps of another scale
+) -> nn.Module:      # the same network
     "Take every tensor of equal name and shape from a file: the body of another scale serves, its upsampler does not."
     state = read_state(find_path(path))[0]
-    names = type(net).rename(list(state))  # type: ignore[attr-defined]
+    names = NETS[net_spec(net).split("(")[0]].rename(list(state))
     own = net.state_dict()
-    taken = {names[k]: v.to(own[names[k]].dtype) for k, v in state.items() if names[k] in own and own[names[k]].shape == v.shape}
+    taken = {
+        names[k]: v.to(own[names[k]].dtype)
+        for k, v in state.items()
+        if names[k] in own and own[names[k]].shape == v.shape
+    }
     if not any(k.startswith("body.") for k in taken):
         raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
     net.load_state_dict({**own, **taken})
     return net
 
-
+# %% ../nbs/65_train.ipynb #198ac864
 def tap_pairs(
-    student: nn.Module,        # its taps
-    teacher: nn.Module,        # and those of this
+    student: nn.Module,         # its taps
+    teacher: nn.Module,         # and those of this
     taps: Sequence[int | str],  # positions, names, or student=teacher
-) -> list[tuple[str, str]]:    # student tap, teacher tap
+) -> list[tuple[str, str]]:     # student tap, teacher tap
     "Resolve the taps of both networks, paired by position."
     halves = [t.split("=", 1) if isinstance(t, str) and "=" in t else [t, t] for t in taps]
     ours, theirs = resolve_taps(student, [a for a, _ in halves]), resolve_taps(teacher, [b for _, b in halves])
@@ -122,16 +146,20 @@ def _crops(images: Sequence[ImagePair], side: int) -> list[ImagePair]:
     for pair in images:
         s = pair.scale
         (y, h), (x, w) = (((n - min(n, side)) // 2, min(n, side)) for n in pair.lr_img.shape[:2])
-        small.append(ImagePair(pair.name, pair.hr_img[s * y : s * (y + h), s * x : s * (x + w)], pair.lr_img[y : y + h, x : x + w]))
+        small.append(
+            ImagePair(
+                pair.name, pair.hr_img[s * y : s * (y + h), s * x : s * (x + w)], pair.lr_img[y : y + h, x : x + w]
+            )
+        )
     return small
 
-
-def _run_id(config: TrainConfig, of_run: str) -> str:
+# %% ../nbs/65_train.ipynb #423278aa
+def _run_id(config: Any, of_run: str) -> str:
     "The name says the question; the same question has the same name."
     if isinstance(config, TeacherConfig):
         parts = ["teacher", f"x{config.scale}", config.net.split("(")[0]]
     else:
-        student, loss = config.student, config.loss  # type: ignore[attr-defined]
+        student, loss = config.student, config.loss
         name = Path(student).stem if Path(student).suffix else student.split("(")[0]
         parts = ["distill", f"x{config.scale}", name, *(term.name for term in parse_spec(loss))]
     text = "-".join([*parts, f"s{config.seed}", of_run[:8]]).lower()
@@ -139,29 +167,31 @@ def _run_id(config: TrainConfig, of_run: str) -> str:
 
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
-    config: TrainConfig,  # given or resolved
+    config: DistillConfig | TeacherConfig,  # as given
 ) -> Setup:
     "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
     set_threads()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
-    given, config = config.model_dump(exclude_defaults=True), config.resolve()  # type: ignore[attr-defined]
-    train, sets = image_set(config.data), [image_set(name.strip()) for name in config.benchmarks.split("+")]
-    images, held_out = train.pairs(config.scale, progress=True), _crops(image_set("sample-eval").pairs(config.scale), 256 // config.scale)
-    Patches(images, config.scale, config.patch_px, config.seed)  # refuses images smaller than a patch
-    data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(config.scale))  # type: ignore[arg-type]
-            for s, role in [(train, "train"), (image_set("sample-eval"), "validate"), *((s, "evaluate") for s in sets)]]
-    setup = Setup(config, given, Run(Path()), "", code_digest(), now(), images, sets, data, held_out, None, [])
+    cfg: Any = config.resolve()
+    train, held_out = image_set(cfg.data), image_set("sample-eval")
+    sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
+    images = train.pairs(cfg.scale, progress=True, workers=cfg.workers or cpu_quota())
+    Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
+    roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
+    data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
+    crops = _crops(held_out.pairs(cfg.scale), 256 // cfg.scale)
+    setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     student = setup.new_student()
-    if isinstance(config, DistillConfig) and config.teacher not in (None, "none"):
-        setup.teacher = load_net(find_path(config.teacher)).requires_grad_(False)
-        if setup.teacher.scale != config.scale:
-            raise FakdError(f"teacher {config.teacher} is for scale {setup.teacher.scale}, the run is for scale {config.scale}.")
-        setup.taps = tap_pairs(student, setup.teacher, config.taps or [])
+    if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
+        setup.teacher = load_net(find_path(cfg.teacher)).requires_grad_(False)
+        if setup.teacher.scale != cfg.scale:
+            raise FakdError(f"teacher {cfg.teacher} is for scale {setup.teacher.scale}, the run for scale {cfg.scale}.")
+        setup.taps = tap_pairs(student, setup.teacher, cfg.taps or [])
     _make_loss(setup, student)  # refuses terms that do not fit the taps
     setup.digest = digest({
-        "resolved": {k: v for k, v in config.model_dump().items() if type(config).model_fields[k].json_schema_extra["digest"]},  # type: ignore[index,call-overload]
-        "data": [(d.role, d.digest) for d in data if d.role == "train"], "student": net_digest(student),
-        "teacher": net_digest(setup.teacher) if setup.teacher is not None else None, "code": setup.code,
+        "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]},
+        "data": data[0].digest, "student": net_digest(student), "code": setup.code,
+        "teacher": net_digest(setup.teacher) if setup.teacher is not None else None,
     })
     setup.run = _folder(setup)
     return setup
@@ -171,9 +201,12 @@ def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> Distill
     "The config's loss, or the ground truth alone for a student without a teacher."
     cfg = setup.config
     if setup.teacher is None or not distil:
-        return DistillLoss(cfg.loss if setup.teacher is None else "DS")  # type: ignore[attr-defined]
-    shapes = [tap_shapes(net, [pair[i] for pair in setup.taps], cfg.patch_px) for i, net in enumerate((student, setup.teacher))]  # type: ignore[arg-type]
-    return DistillLoss(cfg.loss, *shapes)  # type: ignore[attr-defined]
+        return DistillLoss(cfg.loss if setup.teacher is None else "DS")
+    shapes = [
+        tap_shapes(net, [pair[i] for pair in setup.taps], cfg.patch_px)
+        for i, net in enumerate((student, setup.teacher))
+    ]
+    return DistillLoss(cfg.loss, *shapes)
 
 
 def _folder(setup: Setup) -> Run:
@@ -188,33 +221,40 @@ def _folder(setup: Setup) -> Run:
 
 # %% ../nbs/65_train.ipynb #c93eb755
 def fit(
-    setup: Setup,          # from `prepare`
-    distil: bool = True,   # False: the same student from the same start on the same batches, ground truth only
+    setup: Setup,         # from `prepare`
+    distil: bool = True,  # False: the same student from the same start on the same batches, ground truth only
 ) -> Fitted:
     "Train one student, or go on where an earlier sitting stopped."
     cfg, method = setup.config, _method(setup, distil)
     student = setup.new_student()
     loss = _make_loss(setup, student, distil)
-    teacher = Teacher(setup.teacher, [t for _, t in setup.taps]) if loss.needs_teacher and setup.teacher is not None else None
+    looks_at = setup.teacher if loss.needs_teacher else None
+    teacher = Teacher(looks_at, [t for _, t in setup.taps]) if looks_at is not None else None
+    checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
     trainer = Trainer(
-        student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg, teacher,  # type: ignore[arg-type]
-        [s for s, _ in setup.taps] if loss.needs_maps else [], method, validate=lambda net: held_out_psnr(net, setup.held_out, cfg.device),
-        watchers=[Progress(), Curves(list(itertools.chain(*setup.histories.values())))], checkpoint=setup.run.dir / "checkpoints" / f"{method}.pt",
+        student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
+        teacher, [s for s, _ in setup.taps] if loss.needs_maps else [], method,
+        watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
+                  Curves(list(itertools.chain(*setup.histories.values()))), Saver(checkpoint)],
     )
-    if trainer.checkpoint.exists():  # type: ignore[union-attr]
-        trainer.restore(trainer.checkpoint)  # type: ignore[arg-type]
+    if checkpoint.exists():
+        restore(trainer, checkpoint)
         setup.resumed.setdefault(method, []).append(trainer.step)
     try:
         setup.histories[method] = trainer.fit()
     except Diverged as fault:
-        finish(setup, error=str(fault))
-        raise
+        kept = f" The last good checkpoint is kept: {checkpoint}." if checkpoint.exists() else ""
+        error = f"{method}, {fault}.{kept} Try a smaller learn_rate, clip_norm=1 or precision=fp32."
+        setup.histories[method] = trainer.history
+        finish(setup, error=error)
+        raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
-    save_weights(trainer.net, path, half=method == "teacher", run=setup.run.id, method=method, steps=str(cfg.steps), digest=setup.digest, data=setup.data[0].name)
+    origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
+    save_weights(trainer.net, path, half=method == "teacher", digest=setup.digest, **origin)
     setup.nets[method] = load_net(path).requires_grad_(False)  # what is scored is what the file holds
     return Fitted(method, setup.nets[method], setup.histories[method])
 
-
+# %% ../nbs/65_train.ipynb #6abf4735
 def _method(setup: Setup, distil: bool) -> str:
     "What a trained network is called in rows and files."
     return "teacher" if setup.kind == "teacher" else "distilled" if distil and setup.teacher is not None else "plain"
@@ -245,7 +285,7 @@ def held_out_psnr(
 def score(
     setup: Setup,  # with trained networks
 ) -> list[Row]:
-    "Per-image PSNR and SSIM of bicubic, teacher and students on every evaluation set; also keeps pictures and affinity maps for the page."
+    "Per-image scores of every method on every evaluation set; keeps pictures and affinity maps for the page too."
     cfg = setup.config
     nets = ({"teacher": setup.teacher} if setup.teacher is not None else {}) | setup.nets
     setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(nets, setup.sets, cfg.scale, device=cfg.device)]
@@ -254,7 +294,7 @@ def score(
         _keep_affinity(setup, nets)
     return setup.rows
 
-
+# %% ../nbs/65_train.ipynb #8e1d1ac8
 def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
     "Whole images of the first sample set, which may be passed on; benchmark images are not kept."
     for images in [s for s in setup.sets if s.layout == "sample"][:1]:
@@ -267,8 +307,8 @@ def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
 
 # %% ../nbs/65_train.ipynb #6857da27
 def query_pixels(
-    lr_img: np.ndarray,  # uint8, (h, w, 3)
-    count: int = 3,      # one a vertical band
+    lr_img: np.ndarray,      # uint8, (h, w, 3)
+    count: int = 3,          # one a vertical band
 ) -> list[tuple[int, int]]:  # y, x
     "Places worth asking about: the strongest edge of each vertical band, away from the border."
     grey = lr_img.astype(np.float64).mean(2)
@@ -283,7 +323,11 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     "Affinity rows of every network at every tap for a few query pixels of one held-out image."
     lr_img = _crops(setup.held_out[:1], 96)[0].lr_img
     queries = query_pixels(lr_img)
-    arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array([f"{t}={s}" for s, t in setup.taps])}
+    arrays: dict[str, Any] = {
+        "image": lr_img,
+        "queries": np.array(queries),
+        "taps": np.array([f"{t}={s}" for s, t in setup.taps]),
+    }
     for method, net in nets.items():
         with torch.inference_mode(), Taps(net, [t if method == "teacher" else s for s, t in setup.taps]) as taps:
             net(to_batch([lr_img]))
@@ -299,21 +343,30 @@ def finish(
 ) -> Run:
     "Write history and record; with the record the run is over, and its checkpoints go."
     cfg, run = setup.config, setup.run
-    lines = list(itertools.chain(*setup.histories.values()))
-    if lines:
-        columns = list(dict.fromkeys(k for line in lines for k in line if k != "psnr_y")) + ["psnr_y"]
-        with atomic_write(run.dir / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
+    _write_history(run, list(itertools.chain(*setup.histories.values())))
     student = setup.new_student()
     record = Record(
-        run_id=run.id, kind=setup.kind, created=setup.created, finished=now(), state="failed" if error else "finished", error=error,  # type: ignore[arg-type]
-        digest=setup.digest, given=setup.given, resolved=cfg.model_dump(), environment=environment(), code_digest=setup.code, data=setup.data,
-        teacher=_about(setup.teacher, cfg.teacher, [t for _, t in setup.taps], cfg.patch_px) if setup.teacher is not None else None,  # type: ignore[attr-defined,arg-type]
-        student=_about(student, "initialised from the seed", [s for s, _ in setup.taps], cfg.patch_px),  # type: ignore[arg-type]
-        rows=setup.rows, summary=summarise(setup.rows), history={m: _last(h) for m, h in setup.histories.items() if h},
-        resumed_from_step=setup.resumed, artefacts=artefacts(run),
+        run_id=run.id,
+        kind=setup.kind,
+        created=setup.created,
+        finished=now(),
+        state="failed" if error else "finished",
+        error=error,
+        digest=setup.digest,
+        given=setup.given,
+        resolved=cfg.model_dump(),
+        environment=environment(),
+        code_digest=setup.code,
+        data=setup.data,
+        teacher=_about(setup.teacher, cfg.teacher, [t for _, t in setup.taps], cfg.patch_px)
+        if setup.teacher is not None
+        else None,
+        student=_about(student, "initialised from the seed", [s for s, _ in setup.taps], cfg.patch_px),
+        rows=setup.rows,
+        summary=summarise(setup.rows),
+        history={m: _last(h) for m, h in setup.histories.items() if h},
+        resumed_from_step=setup.resumed,
+        artefacts=artefacts(run),
     )
     write_record(run, record)
     if not error:
@@ -321,18 +374,37 @@ def finish(
             path.unlink()
     return run
 
+# %% ../nbs/65_train.ipynb #3109153f
+def _write_history(run: Run, lines: Sequence[dict[str, Any]]) -> None:
+    "The table of `history.csv`: one line a time, one column a term, empty where there is no value."
+    columns = [*dict.fromkeys(k for line in lines for k in line if k != "psnr_y"), "psnr_y"]
+    with atomic_write(run.dir / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
 
+# %% ../nbs/65_train.ipynb #3d370aee
 def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> dict[str, Any]:
     "What the record says of a network."
-    return {**describe_net(net), "spec": net_spec(net), "source": source, "digest": net_digest(net),
-            "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()}, "assumptions": []}
+    return {
+        **describe_net(net),
+        "spec": net_spec(net),
+        "source": source,
+        "digest": net_digest(net),
+        "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()},
+        "assumptions": [],
+    }
 
 
 def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     "The end of a history, and its best held-out PSNR."
     measured = [line for line in history if line["psnr_y"] is not None]
     best = max(measured, key=lambda line: line["psnr_y"], default={})
-    return {**{k: v for k, v in history[-1].items() if k != "method"}, "best_psnr_y": best.get("psnr_y"), "best_step": best.get("step")}
+    return {
+        **{k: v for k, v in history[-1].items() if k != "method"},
+        "best_psnr_y": best.get("psnr_y"),
+        "best_step": best.get("step"),
+    }
 
 # %% ../nbs/65_train.ipynb #565044b2
 def distill(
@@ -340,7 +412,7 @@ def distill(
 ) -> Run:
     "A whole distillation run without a notebook."
     setup = prepare(DistillConfig(**parameters))
-    if setup.config.compare and setup.teacher is not None:  # type: ignore[attr-defined]
+    if setup.config.compare and setup.teacher is not None:
         fit(setup, distil=False)
     fit(setup)
     score(setup)

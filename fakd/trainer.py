@@ -10,18 +10,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from .checkpoint import load_checkpoint, random_states, refuse_changes, save_checkpoint, set_random_states
-from .config import TrainConfig, learn_rate_at
+from .config import learn_rate_at
 from .core import PRECISIONS
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
@@ -29,7 +30,8 @@ from .taps import Taps
 from .teacher import Teacher
 
 # %% auto #0
-__all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'Trainer', 'Progress', 'Curves']
+__all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'train_step', 'trainer_state', 'restore',
+           'History', 'Saver', 'Progress', 'Curves']
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -47,7 +49,10 @@ def _catch_signals() -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may set handlers
         return
-    old = {s: signal.signal(s, lambda number, frame: caught.append(signal.Signals(number).name)) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        s: signal.signal(s, lambda number, frame: caught.append(signal.Signals(number).name))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield caught
     finally:
@@ -60,24 +65,73 @@ def make_optimiser(
     learn_rate: float,             # before the schedule
 ) -> torch.optim.Adam:
     "FAKD's Adam over all trainable parameters."
-    return torch.optim.Adam([p for m in modules for p in m.parameters() if p.requires_grad], learn_rate, (0.9, 0.999), 1e-8, fused=True)
+    return torch.optim.Adam(
+        [p for m in modules for p in m.parameters() if p.requires_grad], learn_rate, (0.9, 0.999), 1e-8, fused=True
+    )
 
-# %% ../nbs/60_trainer.ipynb #7c5e631f
-class Trainer:
-    "Trains one student; `fit` runs to the last step, `state` and `restore` carry it over a stop."
+# %% ../nbs/60_trainer.ipynb #2bf5703e
+def averaging(
+    decay: float,  # the decay reached in the long run, 0..1
+) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    "Exponential moving average for `AveragedModel`, with decay min(decay, (1 + n) / (10 + n)) after n updates."
+
+    def update(average: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
+        return torch.lerp(current, average, min(decay, (1 + int(n)) / (10 + int(n))))
+
+    return update
+
+# %% ../nbs/60_trainer.ipynb #9c449e2d
+class Guard:
+    "Keeps the loss terms of recent steps and stops on the first that is not a finite number."
 
     def __init__(
         self,
-        student: nn.Module,                   # trained in place, on the config's device
-        loss: DistillLoss,                    # what it learns from
-        patches: Patches,                     # batch k is a function of (seed, k)
-        config: TrainConfig,                  # resolved
-        teacher: Teacher | None = None,       # if the loss needs one
-        taps: Sequence[int | str] = (),       # of the student, paired with the teacher's
-        method: str = "distilled",            # its name in history and record
-        validate: Callable[[nn.Module], float] | None = None,  # held-out PSNR in dB, looked at only
-        watchers: Sequence[Any] = (),         # with on_step(t), on_eval(t), on_end(t)
-        checkpoint: Path | None = None,       # where to save, None: nowhere
+        names: Sequence[str],  # of the terms, the total first
+        every: int,            # steps between readings
+    ):
+        self.names, self.every = list(names), every
+        self.pending: list[tuple[int, Tensor]] = []  # step and terms, not yet read
+        self.recent: list[list[float]] = []  # read, since the last line of history
+
+    def add(self, step: int, terms: Tensor) -> None:
+        "Keep one step's terms, (1 + number of terms,), on any device."
+        self.pending.append((step, terms))
+        if len(self.pending) >= self.every:
+            self.look()
+
+    def look(self) -> None:
+        "Read what is kept: the one place that waits for the device."
+        pending, self.pending = self.pending, []
+        for (step, _), values in zip(
+            pending, torch.stack([v for _, v in pending]).tolist() if pending else [], strict=True
+        ):
+            bad = [
+                f"{name} is {value}" for name, value in zip(self.names, values, strict=True) if not math.isfinite(value)
+            ]
+            if bad:
+                raise Diverged(f"step {step}: {', '.join(bad[1:] or bad)}")
+            self.recent.append(values)
+
+    def means(self) -> dict[str, float]:
+        "Mean of each term since the last call."
+        self.look()
+        columns, self.recent = list(zip(*self.recent, strict=True)), []
+        return {name: sum(values) / len(values) for name, values in zip(self.names, columns, strict=False)}
+
+# %% ../nbs/60_trainer.ipynb #28cc5b14
+class Trainer:
+    "Trains one student; `fit` runs to the last step, `trainer_state` and `restore` carry it over a stop."
+
+    def __init__(
+        self,
+        student: nn.Module,              # trained in place, on the config's device
+        loss: DistillLoss,               # what it learns from
+        patches: Patches,                # batch k is a function of (seed, k)
+        config: Any,                     # a resolved TrainConfig
+        teacher: Teacher | None = None,  # if the loss needs one
+        taps: Sequence[int | str] = (),  # of the student, paired with the teacher's
+        method: str = "distilled",  # its name in history and record
+        watchers: Sequence[Any] = (),  # with on_step(t), on_eval(t), on_end(t)
     ):
         self.device = torch.device(config.device)
         self.student = student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -85,139 +139,156 @@ class Trainer:
         self.patches, self.config, self.teacher, self.taps = patches, config, teacher, list(taps)
         if teacher is not None:
             teacher.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.method, self.validate, self.watchers = method, validate, list(watchers)
-        self.checkpoint = checkpoint
+        self.method, self.watchers = method, list(watchers)
         self.optimiser = make_optimiser([self.student, self.loss], config.learn_rate or 0.0)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.average = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        self.step, self.time_s, self.history = 0, 0.0, []  # type: ignore[var-annotated]
-        self._pending: list[tuple[int, Tensor]] = []  # terms of steps not yet looked at
-        self._recent: list[list[float]] = []          # terms since the last line of history
+        self.average = AveragedModel(self.student, avg_fn=averaging(config.ema)) if config.ema else None
+        self.guard = Guard(["loss", *self.loss.weights], every=20 if self.device.type == "cuda" else 1)
+        self.step, self.time_s = 0, 0.0
+        self.history: list[dict[str, Any]] = []
 
     @property
     def net(self) -> nn.Module:
         "The weights that are reported: averaged if the config asks for it."
         return self.average.module if self.average is not None else self.student
 
-    def train_step(self, lr_imgs: Tensor, hr_imgs: Tensor) -> None:
-        "One optimiser step on one batch; everything that decides the weights."
-        cfg, parts = self.config, self.config.accumulate
-        for group in self.optimiser.param_groups:
-            group["lr"] = learn_rate_at(self.step, cfg.steps, cfg.learn_rate, cfg.schedule)  # type: ignore[arg-type]
-        self.optimiser.zero_grad(set_to_none=True)
-        seen = torch.zeros(1 + len(self.loss.weights), device=self.device)
-        dtype = PRECISIONS[cfg.precision]
-        for lr_part, hr_part in zip(lr_imgs.chunk(parts), hr_imgs.chunk(parts), strict=True):
-            lr_part, hr_part = self._to_device(lr_part), self._to_device(hr_part)
-            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32), Taps(self.student, self.taps) as taps:
-                teacher_sr, teacher_maps = self.teacher(lr_part) if self.teacher else (None, [])
-                sr_imgs = self.student(lr_part)
-                total, terms = self.loss(sr_imgs, hr_part, teacher_sr, taps.maps, teacher_maps)  # in fp32
-            self.scaler.scale(total / parts).backward()  # the mean over the parts is the mean over the batch
-            seen += torch.stack([total, *terms.values()]).detach() / parts
-        self._guard(seen)
-        if cfg.clip_norm:
-            self.scaler.unscale_(self.optimiser)
-            nn.utils.clip_grad_norm_(self.student.parameters(), cfg.clip_norm)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.student)
-        self.step += 1
-
-    def _to_device(self, imgs: Tensor) -> Tensor:
-        "Channels last; on CUDA from pinned memory, without waiting."
-        imgs = imgs.contiguous(memory_format=torch.channels_last)
-        return imgs.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else imgs.to(self.device)
-
-    def _guard(self, seen: Tensor) -> None:
-        "Keep the terms; look at them at once on the CPU, every 20 steps on CUDA so that it need not wait."
-        self._pending.append((self.step, seen))
-        if self.device.type == "cpu" or len(self._pending) >= 20:
-            self._look()
-
-    def _look(self) -> None:
-        "Read the terms kept so far (the one place that waits for the device) and stop on the first that is not finite."
-        for (step, _), values in zip(self._pending, torch.stack([s for _, s in self._pending]).tolist() if self._pending else [], strict=True):
-            bad = [f"{name} is {value}" for name, value in zip(["loss", *self.loss.weights], values, strict=True) if not math.isfinite(value)]
-            if bad:
-                kept = f" The last good checkpoint is kept: {self.checkpoint}." if self.checkpoint and self.checkpoint.exists() else ""
-                raise Diverged(f"step {step} of {self.method}: {', '.join(bad[1:] or bad)}.{kept} Try a smaller learn_rate, clip_norm=1 or precision=fp32.")
-            self._recent.append(values)
-        self._pending.clear()
-
     def fit(self, steps: int | None = None) -> list[dict[str, Any]]:
-        "Train up to step `steps` (default: the config's last) and return the history; Ctrl-C and SIGTERM save and leave."
+        "Train up to step `steps` (default: the config's last); Ctrl-C and SIGTERM end it cleanly. Returns the history."
         last = self.config.steps if steps is None else steps
-        every_line, every_eval = max(1, self.config.steps // 200), max(1, self.config.steps // 20)  # type: ignore[operator]
-        saved = time.monotonic()
         self.student.train()
-        with _catch_signals() as signals:
-            batches = prefetch(self.patches, self.config.batch_size, self.step, last)  # type: ignore[arg-type]
+        with (
+            _catch_signals() as signals,
+            closing(prefetch(self.patches, self.config.batch_size, self.step, last)) as batches,
+        ):
             started = time.monotonic()
             for _, lr_imgs, hr_imgs in batches:
-                self.train_step(lr_imgs, hr_imgs)
-                is_eval = self.step % every_eval == 0 or self.step == self.config.steps
-                if is_eval or self.step % every_line == 0:
-                    self._look()
-                    self.time_s += time.monotonic() - started
-                    self._write_line(self.validate(self.net) if is_eval and self.validate else None)
-                    started = time.monotonic()
-                self._tell("on_step")
-                if is_eval:
-                    self._tell("on_eval")
-                if signals or self.step == last or time.monotonic() - saved >= 60 * self.config.checkpoint_min:
-                    self.time_s, started = self.time_s + time.monotonic() - started, time.monotonic()
-                    self.save()
-                    saved = time.monotonic()
+                train_step(self, lr_imgs, hr_imgs)
+                self.time_s += time.monotonic() - started  # of training alone, not of looking
+                self.tell("on_step")
                 if signals:
-                    batches.close()  # type: ignore[attr-defined]
-                    raise Interrupted(f"{signals[0]} at step {self.step} of {self.method}: saved; start the same run again to continue.")
-        self._tell("on_end")
+                    self.tell("on_end")
+                    raise Interrupted(
+                        f"{signals[0]} at step {self.step} of {self.method}: "
+                        "saved; start the same run again to continue."
+                    )
+                started = time.monotonic()
+        self.tell("on_end")
         return self.history
 
-    def _write_line(self, psnr_y: float | None) -> None:
-        "One line of history: means of the terms since the last line, and the held-out PSNR if it was measured."
-        means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)] if self._recent else []
-        names = ["loss", *self.loss.weights]
-        rate = self.optimiser.param_groups[0]["lr"]
-        self.history.append({"method": self.method, "step": self.step, "time_s": self.time_s, "learn_rate": rate,
-                             **dict(zip(names, means, strict=False)), "psnr_y": psnr_y})
-        self._recent.clear()
-
-    def _tell(self, event: str) -> None:
+    def tell(self, event: str) -> None:
+        "Call the watchers, in their order."
         for watcher in self.watchers:
             getattr(watcher, event, lambda t: None)(self)
 
-    def state(self) -> dict[str, Any]:
-        "All that is needed to go on exactly."
-        return {
-            "method": self.method, "step": self.step, "time_s": self.time_s, "history": self.history, "recent": self._recent,
-            "student": self.student.state_dict(), "adapters": self.loss.state_dict(), "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(), "average": self.average.state_dict() if self.average is not None else None,
-            "random": random_states(), "seed": self.config.seed, "resolved": self.config.model_dump(),
-        }
+# %% ../nbs/60_trainer.ipynb #f79f7d1d
+def train_step(
+    t: Trainer,        # its student, optimiser, average and step change
+    lr_imgs: Tensor,   # the global batch, (b, 3, h, w), on the CPU
+    hr_imgs: Tensor,   # (b, 3, scale*h, scale*w)
+) -> None:
+    "One optimiser step on one batch: everything that decides the weights."
+    cfg, dtype = t.config, PRECISIONS[t.config.precision]
+    for group in t.optimiser.param_groups:
+        group["lr"] = learn_rate_at(t.step, cfg.steps, cfg.learn_rate, cfg.schedule)
+    t.optimiser.zero_grad(set_to_none=True)
+    seen = torch.zeros(len(t.guard.names), device=t.device)
+    for lr_part, hr_part in zip(lr_imgs.chunk(cfg.accumulate), hr_imgs.chunk(cfg.accumulate), strict=True):
+        lr_part, hr_part = _to_device(lr_part, t.device), _to_device(hr_part, t.device)
+        with torch.autocast(t.device.type, dtype, enabled=dtype != torch.float32), Taps(t.student, t.taps) as taps:
+            teacher_sr, teacher_maps = t.teacher(lr_part) if t.teacher else (None, [])
+            total, terms = t.loss(t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps)  # in fp32
+        t.scaler.scale(total / cfg.accumulate).backward()  # the mean over the parts is the mean over the batch
+        seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
+    t.guard.add(t.step, seen)
+    if cfg.clip_norm:
+        t.scaler.unscale_(t.optimiser)
+        nn.utils.clip_grad_norm_(t.student.parameters(), cfg.clip_norm)
+    t.scaler.step(t.optimiser)
+    t.scaler.update()
+    if t.average is not None:
+        t.average.update_parameters(t.student)
+    t.step += 1
 
-    def save(self) -> None:
-        "Write the checkpoint, unless a weight is not finite: then the last good one stays."
-        self._look()
-        if self.checkpoint is not None and all(p.isfinite().all() for p in self.student.parameters()):
-            save_checkpoint(self.checkpoint, self.state())
 
-    def restore(self, path: Path) -> None:
-        "Go on from a checkpoint of the same settings; others are refused, with the difference shown."
-        state = load_checkpoint(path)
-        refuse_changes(state["resolved"], self.config)
-        self.student.load_state_dict(state["student"])
-        self.loss.load_state_dict(state["adapters"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.step, self.time_s, self.history, self._recent = state["step"], state["time_s"], state["history"], state["recent"]
-        set_random_states(state["random"])
+def _to_device(imgs: Tensor, device: torch.device) -> Tensor:
+    "Channels last; on CUDA from pinned memory, without waiting."
+    imgs = imgs.contiguous(memory_format=torch.channels_last)
+    return imgs.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else imgs.to(device)
 
-# %% ../nbs/60_trainer.ipynb #fa41c074
+# %% ../nbs/60_trainer.ipynb #8c05cd71
+def trainer_state(
+    t: Trainer,         # between two steps
+) -> dict[str, Any]:    # tensors and plain values
+    "All that is needed to go on exactly."
+    return {
+        "method": t.method, "step": t.step, "time_s": t.time_s, "history": t.history, "recent": t.guard.recent,
+        "student": t.student.state_dict(), "adapters": t.loss.state_dict(), "optimiser": t.optimiser.state_dict(),
+        "scaler": t.scaler.state_dict(), "average": t.average.state_dict() if t.average is not None else None,
+        "random": random_states(), "seed": t.config.seed, "resolved": t.config.model_dump(),
+    }
+
+
+def restore(
+    t: Trainer,         # freshly made for the same settings
+    path: str | Path,   # a checkpoint
+) -> None:
+    "Go on from a checkpoint; other settings are refused, with the difference shown."
+    state = load_checkpoint(path)
+    refuse_changes(state["resolved"], t.config)
+    t.student.load_state_dict(state["student"])
+    t.loss.load_state_dict(state["adapters"])
+    t.optimiser.load_state_dict(state["optimiser"])
+    t.scaler.load_state_dict(state["scaler"])
+    if t.average is not None:
+        t.average.load_state_dict(state["average"])
+    t.step, t.time_s, t.history, t.guard.recent = state["step"], state["time_s"], state["history"], state["recent"]
+    set_random_states(state["random"])
+
+# %% ../nbs/60_trainer.ipynb #5dee32b4
+class History:
+    "Some 200 lines a run: means of the terms, and 20 times the held-out PSNR."
+
+    def __init__(
+        self,
+        validate: Callable[[nn.Module], float],  # held-out PSNR of a network, in dB
+    ):
+        self.validate = validate
+
+    def on_step(self, t: Trainer) -> None:
+        steps: int = t.config.steps
+        is_eval = t.step % max(1, steps // 20) == 0 or t.step == steps
+        if is_eval or t.step % max(1, steps // 200) == 0:
+            line = {
+                "method": t.method,
+                "step": t.step,
+                "time_s": t.time_s,
+                "learn_rate": t.optimiser.param_groups[0]["lr"],
+            }
+            t.history.append({**line, **t.guard.means(), "psnr_y": self.validate(t.net) if is_eval else None})
+        if is_eval:
+            t.tell("on_eval")
+
+
+class Saver:
+    "Saves every `checkpoint_min` minutes and at the end, unless a weight is not finite: then the last good one stays."
+
+    def __init__(
+        self,
+        path: Path,  # the checkpoint
+    ):
+        self.path, self.saved = path, time.monotonic()
+
+    def on_step(self, t: Trainer) -> None:
+        if time.monotonic() - self.saved >= 60 * t.config.checkpoint_min:
+            self.on_end(t)
+
+    def on_end(self, t: Trainer) -> None:
+        t.guard.look()
+        if all(p.isfinite().all() for p in t.student.parameters()):
+            save_checkpoint(self.path, trainer_state(t))
+        self.saved = time.monotonic()
+
+# %% ../nbs/60_trainer.ipynb #05d82e9e
 class Progress:
     "A bar that works in notebook and terminal."
 
@@ -230,14 +301,15 @@ class Progress:
         self.bar.update()
 
     def on_eval(self, t: Trainer) -> None:
-        if t.history and t.history[-1]["psnr_y"] is not None:
-            self.bar.set_postfix(loss=f"{t.history[-1].get('loss', math.nan):.3f}", psnr_y=f"{t.history[-1]['psnr_y']:.2f} dB")
+        line = t.history[-1]
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{line['loss']:.3f}", psnr_y=f"{line['psnr_y']:.2f} dB")
 
     def on_end(self, t: Trainer) -> None:
         if self.bar is not None:
             self.bar.close()
 
-
+# %% ../nbs/60_trainer.ipynb #fa41c074
 class Curves:
     "Live loss and held-out PSNR in a notebook; silent in a terminal."
 
@@ -248,38 +320,39 @@ class Curves:
         self.before, self.handle = list(before), None
 
     def on_eval(self, t: Trainer) -> None:
-        shell = _notebook_shell()
-        if shell is None:
+        display = _notebook_display()
+        if display is None:
             return
         figure = _draw_curves([*self.before, *t.history])
         if self.handle is None:
-            self.handle = shell(figure, display_id=True)
+            self.handle = display(figure, display_id=True)
         else:
             self.handle.update(figure)
         plt.close(figure)
 
 
-def _notebook_shell() -> Any:
+def _notebook_display() -> Any:
     "IPython's display, if this runs in a notebook's kernel."
     try:
         from IPython import get_ipython
         from IPython.display import display
     except ImportError:
         return None
-    shell = get_ipython()  # type: ignore[no-untyped-call]
+    shell = get_ipython()
     return display if shell is not None and hasattr(shell, "kernel") else None
 
 # %% ../nbs/60_trainer.ipynb #f4a871ef
 def _draw_curves(
     history: Sequence[dict[str, Any]],  # lines of one or more methods
-) -> Any:                               # a matplotlib figure
+) -> Figure:
     "Loss and held-out PSNR against the step."
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
     for method in dict.fromkeys(line["method"] for line in history):
         lines = [line for line in history if line["method"] == method]
         for ax, key in zip(axes, ("loss", "psnr_y"), strict=True):
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-            ax.plot(*zip(*points, strict=True), label=method, marker="." if key == "psnr_y" else "", lw=1.2) if points else None
+            if points:
+                ax.plot(*zip(*points, strict=True), label=method, marker="." if key == "psnr_y" else "", lw=1.2)
     axes[0].set(xlabel="step", ylabel="training loss", yscale="log")
     axes[1].set(xlabel="step", ylabel="held-out PSNR-Y (dB)")
     axes[1].legend(frameon=False, fontsize=8)

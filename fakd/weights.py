@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,8 +22,8 @@ __all__ = ['read_state', 'fit_state', 'load_weights', 'load_net', 'save_weights'
 
 # %% ../nbs/36_weights.ipynb #0ef4328f
 def read_state(
-    path: str | Path,                            # .safetensors, or .pt/.pth/.ckpt in the old or the zip format
-) -> tuple[dict[str, Tensor], dict[str, str]]:   # names to tensors on the CPU, and the file's metadata
+    path: str | Path,                           # .safetensors, or .pt/.pth/.ckpt in the old or the zip format
+) -> tuple[dict[str, Tensor], dict[str, str]]:  # names to tensors on the CPU, and the file's metadata
     "Read the tensors of a weights file; nothing in the file is executed."
     path = Path(path)
     if not path.is_file():
@@ -38,7 +37,9 @@ def read_state(
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as fault:
-        raise FakdError(f"{path}: not a readable weights file, or one that would run code ({str(fault).splitlines()[0]}).") from None
+        raise FakdError(
+            f"{path}: not a readable weights file, or one that would run code ({str(fault).splitlines()[0]})."
+        ) from None
     for wrapper in ("params_ema", "params", "state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state, metadata = state[wrapper], {**metadata, "unwrapped": wrapper}
@@ -54,10 +55,10 @@ _MEANS = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias"
 
 
 def fit_state(
-    net: nn.Module,                # the network to be filled, an instance of a class in NETS
-    state: Mapping[str, Tensor],   # names of any known origin
-    source: str = "state dict",    # how messages call it
-) -> dict[str, Tensor]:            # our names, complete, in the network's order
+    net: nn.Module,               # the network to be filled, an instance of a class in NETS
+    state: Mapping[str, Tensor],  # names of any known origin
+    source: str = "state dict",  # how messages call it
+) -> dict[str, Tensor]:  # our names, complete, in the network's order
     "Map names to ours and check that all fit; raise one error that lists all that do not."
     renamed = type(net).rename(list(state))  # type: ignore[attr-defined]
     ours = {renamed[key]: value for key, value in state.items()}
@@ -65,22 +66,33 @@ def fit_state(
     ours = {**{k: expected[k] for k in _MEANS if k in expected and not any(m in ours for m in _MEANS)}, **ours}
     missing = [k for k in expected if k not in ours]
     surplus = [k for k, v in renamed.items() if v not in expected]
-    wrong = [f"{k} is {tuple(ours[k].shape)}, needs {tuple(v.shape)}" for k, v in expected.items() if k in ours and ours[k].shape != v.shape]
+    wrong = [
+        f"{k} is {tuple(ours[k].shape)}, needs {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in ours and ours[k].shape != v.shape
+    ]
     if missing or surplus or wrong:
         raise FakdError(_misfit(net, source, missing, surplus, wrong))
     return {k: ours[k] for k in expected}
 
-
+# %% ../nbs/36_weights.ipynb #952d0cb3
 def _misfit(net: nn.Module, source: str, missing: list[str], surplus: list[str], wrong: list[str]) -> str:
     "The message of a file that does not fit, with a guess at the cause."
-    if wrong and all(w.startswith("tail.") for w in wrong) or (not wrong and all(k.startswith("tail.") for k in missing + surplus)):
+    if (
+        wrong
+        and all(w.startswith("tail.") for w in wrong)
+        or (not wrong and all(k.startswith("tail.") for k in missing + surplus))
+    ):
         guess = "only the upsampler differs: the file is probably for another scale"
     elif len(missing) > len(net.state_dict()) // 2:
         guess = "most names differ: the file is probably of another network"
     else:
         guess = "the file is probably of the same network with other sizes"
-    lists = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-             for what, names in (("missing", missing), ("unexpected", surplus), ("wrongly shaped", wrong)) if names]
+    lists = [
+        f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+        for what, names in (("missing", missing), ("unexpected", surplus), ("wrongly shaped", wrong))
+        if names
+    ]
     return f"{source} does not fit {net_spec(net)} x{net.scale}: {'; '.join(lists)}. Guess: {guess}."
 
 # %% ../nbs/36_weights.ipynb #653c95e4
@@ -99,10 +111,8 @@ def load_net(
 ) -> nn.Module:        # on the CPU, fp32, eval mode
     "A ready network from a file alone: sizes from fakd's metadata, else from the shapes."
     state, metadata = read_state(path)
-    if "spec" in metadata:
-        net = make_net(metadata["spec"], int(metadata["scale"]))
-    else:
-        net = _guess_net(state, str(path))
+    known = "spec" in metadata
+    net = make_net(metadata["spec"], int(metadata["scale"])) if known else _guess_net(state, str(path))
     net.load_state_dict({k: v.float() for k, v in fit_state(net, state, str(path)).items()})
     return net.eval()
 
@@ -119,16 +129,24 @@ def _guess_net(state: Mapping[str, Tensor], source: str) -> nn.Module:
 
 # %% ../nbs/36_weights.ipynb #238d9f25
 def save_weights(
-    net: nn.Module,       # an instance of a class in NETS
-    path: str | Path,     # ends in .safetensors
-    half: bool = False,   # store fp16: half the size, values rounded to 11 significant bits
-    **provenance: str,    # where the weights come from: run, data, steps, ...
+    net: nn.Module,      # an instance of a class in NETS
+    path: str | Path,    # ends in .safetensors
+    half: bool = False,  # store fp16: half the size, values rounded to 11 significant bits
+    **provenance: str,   # where the weights come from: run, data, steps, ...
 ) -> None:
     "Write weights with spec, scale and provenance in the metadata; atomic."
     if Path(path).suffix != ".safetensors":
         raise FakdError(f"{path}: weights are saved as .safetensors.")
-    state = {k: v.detach().cpu().to(torch.float16 if half and k not in _MEANS else v.dtype).contiguous() for k, v in net.state_dict().items()}
-    metadata = {"format": "fakd", "spec": net_spec(net), "scale": str(net.scale), **{k: str(v) for k, v in provenance.items()}}
+    state = {
+        k: v.detach().cpu().to(torch.float16 if half and k not in _MEANS else v.dtype).contiguous()
+        for k, v in net.state_dict().items()
+    }
+    metadata = {
+        "format": "fakd",
+        "spec": net_spec(net),
+        "scale": str(net.scale),
+        **{k: str(v) for k, v in provenance.items()},
+    }
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(state, metadata))
 

@@ -24,14 +24,16 @@ def small(tmp_path_factory):
     "Parameters of a run that takes a few seconds."
     teacher = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     save_weights(make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", 2, seed=5), teacher)
-    return {"scale": 2, "data": "sample", "benchmarks": "sample-eval", "steps": 40, "batch_size": 2, "patch_px": 8, "precision": "fp32", "device": "cpu",
-            "student": NARROW, "teacher": str(teacher), "ema": 0.9, "checkpoint_min": 0.0}
+    return {"scale": 2, "data": "sample", "benchmarks": "sample-eval", "steps": 40, "batch_size": 2, "patch_px": 8,
+            "precision": "fp32", "device": "cpu", "student": NARROW, "teacher": str(teacher), "ema": 0.9,
+            "checkpoint_min": 0.0}
 
 
 def start(parameters, out_dir):
     "The run in a process of its own, on one thread."
     code = f"from fakd.train import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=one_thread, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(out_dir, method, step, process):
@@ -109,7 +111,8 @@ def test_a_diverging_run_fails_with_a_record_and_keeps_its_checkpoint(small, tmp
 
 
 def test_the_number_of_workers_does_not_change_the_run(small, tmp_path):
-    runs = [distill(**small | {"out_dir": str(tmp_path / str(workers)), "workers": workers, "steps": 3, "compare": False}) for workers in (1, 2)]
+    asked = small | {"steps": 3, "compare": False}
+    runs = [distill(**asked | {"out_dir": str(tmp_path / str(workers)), "workers": workers}) for workers in (1, 2)]
     assert runs[0].record.digest == runs[1].record.digest
     assert runs[0].record.artefacts[-1].path == runs[1].record.artefacts[-1].path
     first, second = (read_state(run.dir / "weights/distilled.safetensors")[0] for run in runs)

@@ -16,6 +16,8 @@ from fakd.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PAPERMILL = Path(sys.executable).parent / "papermill"
+STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
+TEACHER = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
 
 
 def papermill(notebook, out, cwd=ROOT, **parameters):
@@ -23,15 +25,16 @@ def papermill(notebook, out, cwd=ROOT, **parameters):
     words = [str(PAPERMILL), "--no-progress-bar", str(ROOT / "nbs" / notebook), str(out)]
     for name, value in parameters.items():
         words += ["-p", name, str(value)]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=os.environ | {"FAKD_DATA": ""})
+    env = os.environ | {"FAKD_DATA": ""}
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    save_weights(make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", 2, seed=5), folder / "teacher.safetensors")
-    return {"scale": 2, "student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", "teacher": folder / "teacher.safetensors", "steps": 6,
-            "batch_size": 2, "patch_px": 16, "benchmarks": "sample-eval", "out_dir": folder / "runs"}
+    save_weights(make_net(TEACHER, 2, seed=5), folder / "teacher.safetensors")
+    return {"scale": 2, "student": STUDENT, "teacher": folder / "teacher.safetensors", "steps": 6, "batch_size": 2,
+            "patch_px": 16, "benchmarks": "sample-eval", "out_dir": folder / "runs"}
 
 
 def test_run_distill_leaves_a_valid_record_and_a_report(small):
@@ -42,10 +45,12 @@ def test_run_distill_leaves_a_valid_record_and_a_report(small):
     record = json.loads((folder / "record.json").read_text())
     jsonschema.validate(record, json.loads(static("record.schema.json")))
     assert sorted(record["summary"]) == ["bicubic", "distilled", "plain", "teacher"]
-    assert {row["image"] for row in record["rows"]} == {row["image"] for row in record["rows"] if row["method"] == "distilled"}
+    images = {row["image"] for row in record["rows"]}
+    assert images == {row["image"] for row in record["rows"] if row["method"] == "distilled"}
     for artefact in record["artefacts"]:
         assert (folder / artefact["path"]).stat().st_size == artefact["bytes"]
-    for name in ("report.html", "history.csv", "notebook.ipynb", "weights/plain.safetensors", "weights/distilled.safetensors"):
+    weights = ["weights/plain.safetensors", "weights/distilled.safetensors"]
+    for name in ["report.html", "history.csv", "notebook.ipynb", *weights]:
         assert (folder / name).is_file(), name
     assert not list(folder.glob("checkpoints/*"))
     notebook = nbformat.read(out, 4)
@@ -70,8 +75,9 @@ def test_a_wrong_value_stops_before_any_training(small, tmp_path, parameters, me
 
 
 def test_run_teacher_makes_weights_that_a_run_from_nbs_can_use(small, tmp_path):
-    done = papermill("run_teacher.ipynb", tmp_path / "out.ipynb", cwd=ROOT / "nbs", scale=2, net="rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", data="sample",
-                     benchmarks="sample-eval", steps=4, batch_size=2, patch_px=8, out_dir=tmp_path / "runs")
+    size = {"steps": 4, "batch_size": 2, "patch_px": 8}
+    done = papermill("run_teacher.ipynb", tmp_path / "out.ipynb", cwd=ROOT / "nbs", scale=2, net=TEACHER, data="sample",
+                     benchmarks="sample-eval", out_dir=tmp_path / "runs", **size)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).record.kind == "teacher"

@@ -1,0 +1,188 @@
+"""The page of a run: self-contained, deterministic, well-formed, honest."""
+from __future__ import annotations
+
+import csv
+import math
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fixtures import make_run_fixture
+from papermill import cli
+
+from fakd.record import Row, Run, summarise, write_record
+from fakd.report import finding, index_page, repeat_command, run_page
+
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
+
+
+class Tags(HTMLParser):
+    "Checks that tags are balanced, and collects attributes, ids and text."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.missing_alt: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        known = dict(attrs)
+        self.ids += [known["id"]] if "id" in known else []
+        self.links += [known[k] for k in ("href", "src", "srcset", "action", "poster", "data") if k in known]
+        if tag == "img" and "alt" not in known:
+            self.missing_alt.append(str(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]} at {self.getpos()}"
+        self.open.pop()
+
+
+def check_page(text: str) -> Tags:
+    "Balanced, unique ids, no link that leaves the run's folder."
+    tags = Tags()
+    tags.feed(text)
+    tags.close()
+    assert tags.open == []
+    assert len(tags.ids) == len(set(tags.ids))
+    assert tags.missing_alt == []
+    assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe", re.sub(r"data:[^\"')]*", "", text), re.I)
+    for link in tags.links:
+        assert link.startswith(("data:", "#")) or re.fullmatch(r"[\w./%-]+", link), link
+        if link.startswith("#"):
+            assert link[1:] in tags.ids, link
+    assert set(re.findall(r"url\((.)", text)) <= {"d", "#"}
+    return tags
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run_fixture(tmp_path_factory.mktemp("reports") / "runs")
+
+
+def test_a_page_is_one_file_that_asks_nothing_of_the_network(full: Run) -> None:
+    text = run_page(full).read_text(encoding="utf-8")
+    check_page(text)
+    assert len(text) < 5_000_000
+    for part in ("results", "training", "images", "affinity", "settings", "environment", "data", "repeat", "files"):
+        assert f'<section id="{part}">' in text
+    assert 'class="missing"' not in text
+
+
+def test_the_same_folder_gives_the_same_bytes(full: Run, tmp_path: Path) -> None:
+    first = run_page(full).read_bytes()
+    assert run_page(full).read_bytes() == first
+    copy = shutil.copytree(full.dir, tmp_path / full.dir.name)  # elsewhere, with other times
+    assert run_page(Run.open(copy)).read_bytes() == first
+    assert str(tmp_path).encode() not in first
+
+
+def test_a_page_holds_the_numbers_of_its_record(full: Run) -> None:
+    text, record = run_page(full).read_text(encoding="utf-8"), full.record
+    for method in ("bicubic", "teacher", "plain", "distilled"):
+        for name in ("sample-eval", "Set5"):
+            assert f"{record.summary[method][name]['psnr_y']:.2f}" in text
+            assert f"{record.summary[method][name]['ssim_y']:.4f}" in text
+    for artefact in record.artefacts:
+        assert artefact.sha256 in text
+    assert record.digest in text and record.run_id in text
+    with open(full.dir / "report.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["psnr_y"]) for line in lines] == [r.psnr_y for r in record.rows]
+
+
+@pytest.mark.parametrize("absent", [
+    {"compare": False}, {"teacher": False}, {"compare": False, "teacher": False}, {"pictures": False},
+    {"rows": [], "summary": {}, "history": {}, "data": [], "artefacts": []},
+])
+def test_what_a_folder_lacks_is_left_out(tmp_path: Path, absent: dict) -> None:
+    run = make_run_fixture(tmp_path, **absent)
+    text = run_page(run).read_text(encoding="utf-8")
+    check_page(text)
+    assert ("The run kept no images to compare." in text) == (absent.get("pictures") is False)
+    assert ("there is no table of results" in text) == ("rows" in absent)
+    if "compare" in absent:
+        assert "Student, no distillation" not in text
+        assert "cannot say what distillation changed" in text
+
+
+def test_an_empty_snapshot_folder_and_a_failed_run_have_a_page(tmp_path: Path) -> None:
+    run = make_run_fixture(tmp_path, pictures=False, state="failed", error="loss is nan at step 7 & <stopped>")
+    (run.dir / "snapshots" / "images" / "Set5--baby").mkdir(parents=True)
+    text = run_page(run).read_text(encoding="utf-8")
+    check_page(text)
+    assert "The run failed: loss is nan at step 7 &amp; &lt;stopped&gt;." in text
+
+
+def test_a_run_without_distillation_has_a_page(tmp_path: Path) -> None:
+    rows = [Row.of(m, "Set5", "baby", 4, p, 0.9) for m, p in (("bicubic", 28.4), ("teacher", 30.8))]
+    run = make_run_fixture(tmp_path, kind="teacher", rows=rows, summary=summarise(rows), pictures=False, teacher=False)
+    text = run_page(run).read_text(encoding="utf-8")
+    check_page(text)
+    said = "On Set5 (1 image) the network reaches 30.80 dB, +2.40 dB against bicubic interpolation."
+    assert finding(run.record) == said
+    assert "trained for ×4" in text and "Student" not in text.replace("Student less", "")
+
+
+@pytest.mark.parametrize(("gain", "says", "says_not"), [
+    (0.3, "+0.", "harm"), (-0.3, "Here distillation did harm.", "+0.3"), (0.0, "distillation changed nothing", "harm"),
+])
+def test_the_finding_follows_the_sign_of_the_difference(tmp_path: Path, gain: float, says: str, says_not: str) -> None:
+    text = finding(make_run_fixture(tmp_path, gain=gain, pictures=False).record)
+    assert says in text and says_not not in text
+    assert "one seed (0), which proves little" in text
+    better = int(re.search(r"better on (\d) of 5 images", text)[1])
+    assert (better > 2) == (gain > 0) and (gain or better == 0)
+
+
+def test_an_infinite_psnr_is_said_and_not_averaged(tmp_path: Path) -> None:
+    rows = [Row.of(m, "Set5", i, 4, math.inf if (m, i) == ("distilled", "a") else 30.0, 1.0)
+            for m in ("plain", "distilled") for i in "abc"]
+    run = make_run_fixture(tmp_path, rows=rows, summary=summarise(rows), pictures=False)
+    text = run_page(run).read_text(encoding="utf-8")
+    check_page(text)
+    assert "psnr_y is inf" in text and "better on 0 of 2 images" in text
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"scale": 4}, {"loss": "0.5*DS+0.5*TS+10*SA", "student": "rcan(n_feats=32, n_resblocks=4)"},
+    {"compare": False, "teacher": None, "learn_rate": 1e-05, "clip_norm": 0.1},
+    {"data": "007", "out_dir": "None", "device": "True", "note": "it's $HOME & \"more\"", "empty": ""},
+    {"taps": ["body.0=body.0"], "rates": [1e-05, 2.5, 3, None, True, "yes", "1e3"], "nested": {"a b": [1]}},
+])
+def test_the_command_gives_papermill_what_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict,
+) -> None:
+    record = make_run_fixture(tmp_path, pictures=False, given=given).record
+    seen: dict = {}
+    monkeypatch.setattr(cli, "execute_notebook", lambda **call: seen.update(call))
+    words = shlex.split(repeat_command(record))
+    assert words[:3] == ["papermill", "nbs/run_distill.ipynb", "out.ipynb"]
+    result = CliRunner().invoke(cli.papermill, words[1:], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert seen["parameters"] == given
+    assert [type(v) for v in seen["parameters"].values()] == [type(v) for v in given.values()]
+
+
+def test_the_list_of_runs_names_every_finished_run(full: Run, tmp_path: Path) -> None:
+    assert "no finished run" in index_page(tmp_path).read_text(encoding="utf-8")
+    shutil.copytree(full.dir, tmp_path / "runs" / full.dir.name)
+    run = Run.open(tmp_path / "runs" / full.dir.name)
+    run_page(run)
+    text = index_page(tmp_path).read_text(encoding="utf-8")
+    check_page(text)
+    assert f'href="runs/{run.id}/report.html"' in text and "+0." in text
+    assert index_page(tmp_path).read_text(encoding="utf-8") == text
+    write_record(run, run.record.model_copy(update={"state": "failed", "error": "stopped"}))
+    assert run.id not in index_page(tmp_path).read_text(encoding="utf-8")
