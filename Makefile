@@ -16,7 +16,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## distil a student on embedded images, about 5 minutes on 2 cores, and print the report's path
-	@echo "Running nbs/run_distill.ipynb at scale 4; the executed notebook is out.ipynb"
+	@echo "Running nbs/run_distill.ipynb at scale 4: prepare, train without and with the teacher, score, report."
+	@echo "The executed notebook is out.ipynb."
 	@$(BIN)/papermill nbs/run_distill.ipynb out.ipynb -p scale 4
 	@echo "The report, one self-contained page for any browser:"
 	@$(BIN)/python -m fakd.project last-report

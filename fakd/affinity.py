@@ -17,9 +17,9 @@ __all__ = ['unit_maps', 'spatial_affinity', 'affinity_row', 'affinity_l1']
 
 # %% ../nbs/42_affinity.ipynb #b53802d5
 def unit_maps(
-    maps: Tensor,        # feature maps, (b, c, h, w), any float dtype
-    eps: float = 1e-8,   # added to the norm, as FAKD's code does
-) -> Tensor:             # (b, c, n) with n = h*w, each position of length 1 (or 0), at least fp32
+    maps: Tensor,       # feature maps, (b, c, h, w), any float dtype
+    eps: float = 1e-8,  # added to the norm, as FAKD's code does
+) -> Tensor:            # (b, c, n) with n = h*w, each position of length 1 (or 0), at least fp32
     "The direction of the feature vector at each position."
     maps = maps.flatten(2)
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
@@ -28,9 +28,9 @@ def unit_maps(
 
 # %% ../nbs/42_affinity.ipynb #3fdb7174
 def spatial_affinity(
-    maps: Tensor,        # feature maps, (b, c, h, w), any float dtype
-    eps: float = 1e-8,   # added to the norm, as FAKD's code does
-) -> Tensor:             # cosine affinity, (b, n, n) with n = h*w, in [-1, 1], at least fp32
+    maps: Tensor,       # feature maps, (b, c, h, w), any float dtype
+    eps: float = 1e-8,  # added to the norm, as FAKD's code does
+) -> Tensor:            # cosine affinity, (b, n, n) with n = h*w, in [-1, 1], at least fp32
     "Cosine similarity of every pair of positions (FAKD, section 2.1)."
     with torch.autocast(maps.device.type, enabled=False):
         unit = unit_maps(maps, eps)

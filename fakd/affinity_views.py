@@ -62,7 +62,7 @@ def read_affinity(
         return AffinityRows(file["image"], file["queries"].astype(int), taps, maps)
 
 # %% ../nbs/72_affinity_views.ipynb #74cec81f
-MAP_COLOURS, DIFFERENCE_COLOURS = "cividis", "RdBu_r"  # both legible with any colour vision
+MAP_COLOURS, DIFFERENCE_COLOURS = "viridis", "RdBu_r"  # both legible with any colour vision
 
 
 def map_limits(

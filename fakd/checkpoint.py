@@ -56,8 +56,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path,     # from `save_checkpoint`
-) -> dict[str, Any]:      # tensors on the CPU
+    path: str | Path,  # from `save_checkpoint`
+) -> dict[str, Any]:   # tensors on the CPU
     "Read a checkpoint; a file that is not one is refused without being run."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

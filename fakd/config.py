@@ -250,9 +250,9 @@ class TeacherConfig(TrainConfig):
 
 # %% ../nbs/56_config.ipynb #1f6558d1
 def fill(
-    config: TrainConfig,       # what was given
+    config: TrainConfig,        # what was given
     preset: Mapping[str, Any],  # what the preset says
-) -> dict[str, Any]:           # only what is None in the config
+) -> dict[str, Any]:            # only what is None in the config
     "What a preset decides: only what was not given."
     return {k: v for k, v in preset.items() if getattr(config, k) is None}
 
@@ -267,9 +267,9 @@ def str_net(
 
 
 def net_or_file(
-    text: str,   # a net spec or a weights file
-    what: str,   # "student", for messages
-    scale: int,  # the run's
+    text: str,                             # a net spec or a weights file
+    what: str,                             # "student", for messages
+    scale: int,                            # the run's
 ) -> tuple[str, Literal["spec", "file"]]:  # name of the network
     "Tell a weights file from a net spec, and check a file's scale."
     if Path(text).suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):

@@ -249,15 +249,15 @@ def quantise(
 
 
 def to_images(
-    imgs: Tensor,         # (b, 3, h, w), 0..255
-) -> list[np.ndarray]:    # uint8, (h, w, 3) each
+    imgs: Tensor,       # (b, 3, h, w), 0..255
+) -> list[np.ndarray]:  # uint8, (h, w, 3) each
     "The inverse of `to_batch`, quantised."
     return list(quantise(imgs.detach().float()).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
 # %% ../nbs/00_core.ipynb #afbd9531
 def rng(
-    seed: int,               # the run's seed
-    *stream: str | int,      # name and position of the stream
+    seed: int,           # the run's seed
+    *stream: str | int,  # name and position of the stream
 ) -> np.random.Generator:
     "A counter-based generator (Philox) whose key is a hash of seed and stream."
     key = hashlib.sha256(json.dumps([int(seed), *stream]).encode()).digest()[:16]
@@ -277,7 +277,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def choose_device(
     device: str = "auto",  # "auto", "cpu", "cuda", "cuda:1"
-) -> str:  # a device that exists
+) -> str:                  # a device that exists
     "The device asked for, or for `auto` CUDA where there is one and the CPU elsewhere."
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -302,7 +302,7 @@ def has_fast_bf16(device: str) -> bool:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
-
+# %% ../nbs/00_core.ipynb #6f50ee9b
 def choose_precision(
     precision: str,  # "auto", "fp32", "bf16" or "fp16"
     device: str,     # a resolved device

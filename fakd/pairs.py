@@ -112,10 +112,10 @@ class Patches:
 
     def batch(
         self,
-        step: int,                # number of the optimiser step, from 0
-        size: int,                # patches in the global batch
-        rank: int = 0,            # this process, 0..world-1
-        world: int = 1,           # how many processes share the batch
+        step: int,       # number of the optimiser step, from 0
+        size: int,       # patches in the global batch
+        rank: int = 0,   # this process, 0..world-1
+        world: int = 1,  # how many processes share the batch
     ) -> tuple[Tensor, Tensor]:   # float32, 0..255: (n, 3, p, p) and (n, 3, scale * p, scale * p), n = size / world
         "This rank's slice of global batch `step`."
         if size % world:
@@ -126,13 +126,13 @@ class Patches:
 
 # %% ../nbs/15_pairs.ipynb #00960a14
 def prefetch(
-    patches: Patches,                         # where the batches come from
-    size: int,                                # patches in the global batch
-    start: int,                               # first step
-    stop: int,                                # one after the last step
-    rank: int = 0,                            # this process
-    world: int = 1,                           # how many processes share the batch
-) -> Generator[tuple[int, Tensor, Tensor]]:   # step, lr_imgs, hr_imgs
+    patches: Patches,                        # where the batches come from
+    size: int,                               # patches in the global batch
+    start: int,                              # first step
+    stop: int,                               # one after the last step
+    rank: int = 0,                           # this process
+    world: int = 1,                          # how many processes share the batch
+) -> Generator[tuple[int, Tensor, Tensor]]:  # step, lr_imgs, hr_imgs
     "Batches `start` to `stop - 1` in order, made by one background thread."
     ready: queue.Queue = queue.Queue(maxsize=4)
     left = threading.Event()

@@ -64,7 +64,7 @@ class Row(BaseModel):
 
 # %% ../nbs/05_record.ipynb #4255fd01
 def summarise(
-    rows: Iterable[Row],  # rows of any methods and sets
+    rows: Iterable[Row],                                   # rows of any methods and sets
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:  # method -> set -> psnr_y, ssim_y, images
     "Mean of the images' PSNR and SSIM for each method and set (not the PSNR of a mean error)."
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -200,9 +200,9 @@ class Run:
     @classmethod
     def create(
         cls,
-        run_id: str,           # `<kind>-x<scale>-...-<8 of digest>`
-        base: Path,            # folder of runs
-        resume: bool = True,   # continue an unfinished run of this id, else take the next free name
+        run_id: str,          # `<kind>-x<scale>-...-<8 of digest>`
+        base: Path,           # folder of runs
+        resume: bool = True,  # continue an unfinished run of this id, else take the next free name
     ) -> Run:
         "The folder for a run: a finished one is never overwritten, asking again gives `...-2`."
         if not re.fullmatch(r"[a-z0-9-]+", run_id):
@@ -253,7 +253,7 @@ def read_record(
 
 
 def write_record(
-    run: Run,       # where it goes
+    run: Run,        # where it goes
     record: Record,  # validated once more on the way
 ) -> None:
     "Write `record.json`, atomically: with it the run is over."

@@ -54,16 +54,16 @@ def _share(gain: Mapping[str, float]) -> str:
     return f"better on {better} of {_images(len(gain))}"
 
 # %% ../nbs/80_report.ipynb #b929cec3
-def _gain_words(gain: Mapping[str, float]) -> list[str]:
+def _gain_words(gain: Mapping[str, float], trained: bool) -> list[str]:
     "What the differences to the plain student say: the end of one sentence, and perhaps another."
     if not gain:
         return [".", "The same student was not trained without a teacher, "
                      "so this run cannot say what distillation changed."]
     mean = sum(gain.values()) / len(gain)
     said = [f", {signed(mean)} dB against the same student trained without a teacher; {_share(gain)}."]
-    if not float(f"{mean:.2f}"):
+    if trained and not float(f"{mean:.2f}"):
         said.append("To two decimals, distillation changed nothing.")
-    elif mean < 0:
+    elif trained and mean < 0:
         said.append("Here distillation did harm.")
     return said
 
@@ -73,13 +73,14 @@ def _distilled_words(record: Record, name: str, images: str) -> list[str]:
     mine, teacher, bicubic = (_mean(record, m, name) for m in ("distilled", "teacher", "bicubic"))
     if mine is None:
         return [f"On {name} ({images}) the distilled student was not scored."]
-    said = _gain_words(gains(record.rows, name))
+    trained = bicubic is None or mine > bicubic
+    said = _gain_words(gains(record.rows, name), trained)
     said[0] = f"On {name} ({images}) the distilled student reaches {fixed(mine)} dB" + said[0]
     if teacher is not None and teacher > mine:
         said.append(f"The teacher has {fixed(teacher)} dB.")
     elif teacher is not None:
         said.append(f"The teacher, at {fixed(teacher)} dB, is no better than its student.")
-    if bicubic is not None and bicubic >= mine:
+    if not trained:
         said.append(f"Bicubic interpolation alone has {fixed(bicubic)} dB: "
                     "the student has not been trained far enough to judge anything.")
     return said
@@ -359,7 +360,7 @@ def _comparison(scene: Scene, record: Record) -> dict[str, Any]:
     return {"name": scene.image, "set": scene.set, "gain": None if gain is None else signed(gain), "crops": crops,
             "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
             "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
-            "left": round(min(max(2 * w / h, 1.8), 4), 3)}
+            "left": round(min(max(2 * w / h, 1.8), 3.2), 3)}
 
 # %% ../nbs/80_report.ipynb #43a5243e
 def _tap_figure(rows: AffinityRows, tap: int) -> dict[str, Any]:
@@ -450,10 +451,12 @@ def _origin(record: Record) -> dict[str, Any]:
     lines = [("Started", record.created), ("Finished", record.finished), ("Resumed", resumed), *machine,
              ("Versions", versions)]
     files = [{**a.model_dump(), "href": quote(a.path), "size": f"{a.bytes / 1000:.1f}"} for a in record.artefacts]
+    images = [f for f in files if f["path"].startswith("snapshots/images/")]
     data = [{**d.model_dump(), "role": _ROLES[d.role]} for d in record.data]
     return {"settings": _settings(record), "networks": _networks(record), "data": data,
             "machine": [line for line in lines if line[1]], "command": repeat_command(record), "git": git,
-            "digest": record.digest, "code_digest": record.code_digest, "files": files}
+            "digest": record.digest, "code_digest": record.code_digest,
+            "files": [f for f in files if f not in images], "image_files": images}
 
 # %% ../nbs/80_report.ipynb #9585de50
 def write_rows(

@@ -92,9 +92,9 @@ class Taps:
 
 # %% ../nbs/40_taps.ipynb #a0762bd2
 def tap_shapes(
-    net: nn.Module,              # any network
-    names: Sequence[int | str],  # see `resolve_taps`
-    patch_px: int,               # side of the LR patch
+    net: nn.Module,                    # any network
+    names: Sequence[int | str],        # see `resolve_taps`
+    patch_px: int,                     # side of the LR patch
 ) -> dict[str, tuple[int, int, int]]:  # name to (c, h, w)
     "Shapes of the maps at some taps for a square LR patch, found by one forward pass."
     where = next(net.parameters())

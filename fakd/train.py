@@ -274,10 +274,10 @@ class Fitted:
 
 
 def held_out_psnr(
-    net: nn.Module,                # any network
-    images: Sequence[ImagePair],   # small held-out crops
-    device: str,                   # where to compute
-) -> float:                        # dB, mean over images
+    net: nn.Module,               # any network
+    images: Sequence[ImagePair],  # small held-out crops
+    device: str,                  # where to compute
+) -> float:                       # dB, mean over images
     "PSNR-Y on held-out crops, for the curve; it steers nothing."
     return float(np.mean([psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in images]))
 

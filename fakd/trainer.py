@@ -130,8 +130,8 @@ class Trainer:
         config: Any,                     # a resolved TrainConfig
         teacher: Teacher | None = None,  # if the loss needs one
         taps: Sequence[int | str] = (),  # of the student, paired with the teacher's
-        method: str = "distilled",  # its name in history and record
-        watchers: Sequence[Any] = (),  # with on_step(t), on_eval(t), on_end(t)
+        method: str = "distilled",       # its name in history and record
+        watchers: Sequence[Any] = (),    # with on_step(t), on_eval(t), on_end(t)
     ):
         self.device = torch.device(config.device)
         self.student = student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -182,9 +182,9 @@ class Trainer:
 
 # %% ../nbs/60_trainer.ipynb #f79f7d1d
 def train_step(
-    t: Trainer,        # its student, optimiser, average and step change
-    lr_imgs: Tensor,   # the global batch, (b, 3, h, w), on the CPU
-    hr_imgs: Tensor,   # (b, 3, scale*h, scale*w)
+    t: Trainer,       # its student, optimiser, average and step change
+    lr_imgs: Tensor,  # the global batch, (b, 3, h, w), on the CPU
+    hr_imgs: Tensor,  # (b, 3, scale*h, scale*w)
 ) -> None:
     "One optimiser step on one batch: everything that decides the weights."
     cfg, dtype = t.config, PRECISIONS[t.config.precision]
@@ -217,8 +217,8 @@ def _to_device(imgs: Tensor, device: torch.device) -> Tensor:
 
 # %% ../nbs/60_trainer.ipynb #8c05cd71
 def trainer_state(
-    t: Trainer,         # between two steps
-) -> dict[str, Any]:    # tensors and plain values
+    t: Trainer,       # between two steps
+) -> dict[str, Any]:  # tensors and plain values
     "All that is needed to go on exactly."
     return {
         "method": t.method, "step": t.step, "time_s": t.time_s, "history": t.history, "recent": t.guard.recent,
@@ -229,8 +229,8 @@ def trainer_state(
 
 
 def restore(
-    t: Trainer,         # freshly made for the same settings
-    path: str | Path,   # a checkpoint
+    t: Trainer,        # freshly made for the same settings
+    path: str | Path,  # a checkpoint
 ) -> None:
     "Go on from a checkpoint; other settings are refused, with the difference shown."
     state = load_checkpoint(path)
