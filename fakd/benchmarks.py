@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from .core import FakdError, digest, find_path, list_images, nearest, read_image, root
+from .core import FakdError, cpu_quota, digest, find_path, list_images, nearest, read_image, root
 from .degrade import degrade, modcrop
 from .pairs import ImagePair
 
@@ -33,10 +33,10 @@ class _Entry(NamedTuple):
 
 
 def _entries(
-    hr_dir: Path,               # folder of HR files
-    lr_dir: Path | None = None, # folder of LR files of one scale, may not exist
-    scale: int = 0,             # of these LR files
-) -> list[_Entry]:              # sorted by name
+    hr_dir: Path,                # folder of HR files
+    lr_dir: Path | None = None,  # folder of LR files of one scale, may not exist
+    scale: int = 0,              # of these LR files
+) -> list[_Entry]:               # sorted by name
     "Pair the files of two folders by stem: `baby.png` with `babyx4.png`."
     hr_files = list_images(hr_dir) if hr_dir.is_dir() else []
     if lr_dir is None or not lr_dir.is_dir():
@@ -84,15 +84,15 @@ class ImageSet:
     "A named list of images."
 
     name: str
-    layout: str                         # "edsr", "div2k", "folder", "sample" or "joined"
-    count: int | None = None            # images it should have, None: whatever is there
-    files: tuple[str, ...] = ()         # sample: files; folder: subfolders, if any; div2k: train or valid
-    exclude: tuple[str, ...] = ()       # names left out, each for the reason in `note`
-    crop_px: int | None = None          # only the central square of this side is used
-    place: Path | None = None           # a folder that a user gave
-    parts: tuple[ImageSet, ...] = ()    # joined: the sets it consists of
-    source: str = ""                    # where the images come from
-    note: str = ""                      # what to know before comparing numbers
+    layout: str                       # "edsr", "div2k", "folder", "sample" or "joined"
+    count: int | None = None          # images it should have, None: whatever is there
+    files: tuple[str, ...] = ()       # sample: files; folder: subfolders, if any; div2k: train or valid
+    exclude: tuple[str, ...] = ()     # names left out, each for the reason in `note`
+    crop_px: int | None = None        # only the central square of this side is used
+    place: Path | None = None         # a folder that a user gave
+    parts: tuple[ImageSet, ...] = ()  # joined: the sets it consists of
+    source: str = ""                  # where the images come from
+    note: str = ""                    # what to know before comparing numbers
 
     def __len__(self) -> int:
         return len(_files(self, 0))
@@ -107,13 +107,13 @@ class ImageSet:
 
     def pairs(
         self,
-        scale: int,              # 2, 3, 4 or 8
-        progress: bool = False,  # show a bar
-        workers: int = 1,        # threads that read and degrade; the order is the same for any number
+        scale: int,                  # 2, 3, 4 or 8
+        progress: bool = False,      # show a bar
+        workers: int | None = None,  # threads that read and degrade, None: one a CPU; the order is always the same
     ) -> list[ImagePair]:
         "Read all images; their LR files where there are some, else LR images made from HR."
         entries = _files(self, scale)
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers or cpu_quota()) as pool:
             read = pool.map(lambda entry: _read_pair(entry, scale), entries)
             return list(tqdm(read, total=len(entries), desc=self.name, disable=not progress, leave=False))
 

@@ -5,6 +5,12 @@
 # %% ../nbs/30_blocks.ipynb #fcb720b4
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +18,8 @@ from torch import Tensor, nn
 from .core import FakdError
 
 # %% auto #0
-__all__ = ['SCALES', 'DIV2K_MEAN', 'check_scale', 'conv', 'MeanShift', 'ChannelAttention', 'ResBlock', 'Upsampler']
+__all__ = ['SCALES', 'DIV2K_MEAN', 'RENAMES', 'check_scale', 'conv', 'no_autocast', 'MeanShift', 'gate', 'ChannelAttention',
+           'ResBlock', 'Upsampler', 'rename_keys', 'count_keys', 'common_sizes', 'influence']
 
 # %% ../nbs/30_blocks.ipynb #217f19f3
 SCALES = (2, 3, 4, 8)
@@ -35,6 +42,14 @@ def conv(
     "The family's convolution: stride 1, zero padding, bias."
     return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
+# %% ../nbs/30_blocks.ipynb #e9d09696
+def no_autocast(
+    device: torch.device,    # where the computation happens
+) -> AbstractContextManager[Any]:
+    "A block in which every tensor keeps its own precision."
+    # the meta device computes shapes only and knows no autocast
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
 # %% ../nbs/30_blocks.ipynb #e335ce06
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # of 0..1, the family's constant
 
@@ -50,8 +65,19 @@ class MeanShift(nn.Conv2d):
         self.requires_grad_(False)
 
     def forward(self, imgs: Tensor) -> Tensor:
-        with torch.autocast(imgs.device.type, enabled=False):
+        with no_autocast(imgs.device):
             return F.conv2d(imgs.to(self.weight.dtype), self.weight, self.bias)
+
+# %% ../nbs/30_blocks.ipynb #69616006
+def gate(
+    n_feats: int,    # channels to be rescaled
+    reduction: int,  # how much narrower the layer between is; rounded down, as the lineage does
+) -> nn.Sequential:  # (b, n_feats, 1, 1) to numbers in 0..1 of the same shape
+    "The two 1x1 convolutions that turn one number a channel into one gate a channel."
+    if reduction > n_feats:
+        raise FakdError(f"reduction {reduction} is larger than n_feats {n_feats}.")
+    squeezed = n_feats // reduction
+    return nn.Sequential(conv(n_feats, squeezed, 1), nn.ReLU(), conv(squeezed, n_feats, 1), nn.Sigmoid())
 
 # %% ../nbs/30_blocks.ipynb #b1648b99
 class ChannelAttention(nn.Module):
@@ -59,10 +85,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, n_feats: int, reduction: int):
         super().__init__()
-        if n_feats % reduction:
-            raise FakdError(f"reduction {reduction} does not divide n_feats {n_feats}.")
-        squeezed = n_feats // reduction
-        self.conv_du = nn.Sequential(conv(n_feats, squeezed, 1), nn.ReLU(), conv(squeezed, n_feats, 1), nn.Sigmoid())
+        self.conv_du = gate(n_feats, reduction)
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps * self.conv_du(maps.mean((2, 3), keepdim=True))
@@ -89,3 +112,55 @@ class Upsampler(nn.Sequential):
         for step in steps:
             layers += [conv(n_feats, step * step * n_feats), nn.PixelShuffle(step)]
         super().__init__(*layers)
+
+# %% ../nbs/30_blocks.ipynb #a6f21b25
+RENAMES = (
+    (r"(sub|add)_mean\.shifter\.", r"\1_mean."),  # the oldest EDSR code
+    (r"conv_first\.", "head.0."),  # from here on BasicSR
+    (r"upsample\.", "tail.0."),
+    (r"conv_last\.", "tail.1."),
+)
+
+
+def rename_keys(
+    keys: Iterable[str],                # names in a state dict
+    rules: Sequence[tuple[str, str]],   # pattern for the beginning of a key, what to put there
+) -> dict[str, str]:                    # each key, and our name for it
+    "Apply to each key the first rule that fits; others keep their name."
+    renamed = {}
+    for key in keys:
+        rule = next((r for r in rules if re.match(r[0], key)), None)
+        renamed[key] = re.sub(f"^{rule[0]}", rule[1], key) if rule else key
+    return renamed
+
+
+def count_keys(
+    keys: Iterable[str],  # names in a state dict
+    pattern: str,         # with one group, a number
+) -> int:                 # 0 if no key fits
+    "How many different numbers a state dict has at one place of its names."
+    return len({m[1] for k in keys if (m := re.match(pattern, k))})
+
+# %% ../nbs/30_blocks.ipynb #d22ac84c
+def common_sizes(
+    state: Mapping[str, Tensor],  # with our names
+) -> dict[str, Any]:              # scale and n_feats
+    "Width and scale of any network of the family."
+    n_feats = state["head.0.weight"].shape[0]
+    steps = sum(bool(re.fullmatch(r"tail\.0\.\d+\.weight", k)) for k in state)
+    scale = 3 if state["tail.0.0.weight"].shape[0] == 9 * n_feats else 2**steps
+    return {"scale": scale, "n_feats": n_feats}
+
+# %% ../nbs/30_blocks.ipynb #db73f2e6
+def influence(
+    net: nn.Module,   # a network with a scale
+    lr_imgs: Tensor,  # one image, (1, 3, h, w), 0..255
+    y: int,           # row of the LR pixel whose result is looked at
+    x: int,           # its column
+) -> np.ndarray:      # (h, w): sum over colours of the absolute gradient
+    "How much each input pixel moves the block of output pixels that belongs to one LR pixel."
+    scale = int(net.scale)  # type: ignore[arg-type]
+    imgs = lr_imgs.detach().clone().requires_grad_()
+    block = net(imgs)[:, :, scale * y : scale * (y + 1), scale * x : scale * (x + 1)]
+    (gradient,) = torch.autograd.grad(block.sum(), imgs)
+    return gradient.abs().sum((0, 1)).cpu().numpy()

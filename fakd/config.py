@@ -22,7 +22,7 @@ from .weights import read_state
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain', 'DistillConfig',
-           'TeacherConfig', 'fill', 'str_net', 'net_or_file', 'find_teacher', 'parameters']
+           'TeacherConfig', 'fill', 'str_net', 'net_or_file', 'find_teacher', 'run_name', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -336,6 +336,19 @@ def _finish(config: Any, chosen: dict[str, Any]) -> Any:
             f"batch_size {resolved.batch_size} cannot be computed in {resolved.accumulate} equal parts (accumulate)."
         )
     return resolved
+
+# %% ../nbs/56_config.ipynb #485ab57b
+def run_name(
+    config: Any,  # a resolved DistillConfig or TeacherConfig
+) -> str:         # such as `distill-x4-rcan-ds-ts-sa-s0`
+    "What a run asks, in words of a-z, 0-9 and -: the same question has the same name."
+    if isinstance(config, TeacherConfig):
+        kind, net, terms = "teacher", config.net, []
+    else:
+        kind, net, terms = "distill", config.student, [term.name for term in parse_spec(config.loss)]
+    net = Path(net).stem if Path(net).suffix else net.split("(")[0]
+    text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"]).lower()
+    return "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
 
 # %% ../nbs/56_config.ipynb #effa2ff6
 def _mini(name: str, scale: int) -> dict[str, Any]:

@@ -479,11 +479,17 @@ class ResultTable:
     rows: list[dict[str, Any]]   # method, title, params, macs and `cells`: (PSNR, SSIM, difference) a set, as texts
     note: str = ""               # what the operations were counted on, and what the difference is
 
+    @property
+    def heads(self) -> list[str]:
+        "What is given for each set: the difference only if there is one."
+        compared = any(cell[2] != NONE for row in self.rows for cell in row["cells"])
+        return ["PSNR", "SSIM", "Difference"][:3 if compared else 2]
+
     def lines(self) -> list[list[str]]:
         "Heads and rows as plain texts."
-        heads = [f"{name} {what}" for name, _ in self.sets for what in ("PSNR", "SSIM", "difference")]
-        body = [[r["title"], r["params"], r["macs"], *(t for cell in r["cells"] for t in cell)] for r in self.rows]
-        return [["Method", "Parameters", "Multiply-adds", *heads], *body]
+        first, k = ["Method", "Parameters", "Multiply-adds"], len(self.heads)
+        body = [[r["title"], r["params"], r["macs"], *(t for cell in r["cells"] for t in cell[:k])] for r in self.rows]
+        return [first + [f"{name} {head}" for name, _ in self.sets for head in self.heads], *body]
 
     def __repr__(self) -> str:
         lines = self.lines()
@@ -493,10 +499,10 @@ class ResultTable:
         return "\n".join("  ".join(line) for line in padded)
 
     def _repr_html_(self) -> str:
-        left, span = ' style="text-align:left"', ' colspan="3" style="text-align:center"'
+        left, span = ' style="text-align:left"', f' colspan="{len(self.heads)}" style="text-align:center"'
         first = f'<th rowspan="2"{left}>Method</th><th rowspan="2">Parameters</th><th rowspan="2">Multiply-adds</th>'
         first += "".join(f"<th{span}>{html.escape(n)} ({k} image{'s' * (k != 1)})</th>" for n, k in self.sets)
-        second = "<th>PSNR, dB</th><th>SSIM</th><th>difference, dB</th>" * len(self.sets)
+        second = "".join(f"<th>{head}</th>" for head in self.heads) * len(self.sets)
         body = ""
         for row, (title, *texts) in zip(self.rows, self.lines()[1:], strict=True):
             tag = "strong" if row["method"] == "distilled" else "span"
@@ -541,7 +547,8 @@ def result_table(
                      "macs": amount(net.get("macs")), "cells": [_cell(record, method, name) for name in names]})
     sizes = sorted({tuple(nets[m]["macs_input"]) for m in methods if nets.get(m, {}).get("macs_input")})
     at = " and ".join(f"{w} \u00d7 {h}" for h, w in sizes)
-    note = f"Multiply-adds are for a low-resolution image of {at} pixels. " if at else ""
+    note = "PSNR in dB and SSIM on the luma channel, means over the images of a set. "
+    note += f"Multiply-adds are for a low-resolution image of {at} pixels. " if at else ""
     if "plain" in methods and len(methods) > 1 and record.kind == "distill":
         note += "Difference: PSNR less that of the student without distillation."
     return ResultTable(sets, rows, note.strip())

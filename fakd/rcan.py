@@ -5,13 +5,22 @@
 # %% ../nbs/31_rcan.ipynb #c80e1120
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .blocks import ChannelAttention, MeanShift, Upsampler, check_scale, conv
+from fakd.blocks import (
+    RENAMES,
+    ChannelAttention,
+    MeanShift,
+    Upsampler,
+    check_scale,
+    common_sizes,
+    conv,
+    count_keys,
+    rename_keys,
+)
 
 # %% auto #0
 __all__ = ['RCAB', 'ResidualGroup', 'RCAN']
@@ -44,7 +53,7 @@ class ResidualGroup(nn.Module):
 class RCAN(nn.Module):
     "RCAN with plain sizes as arguments; takes and gives RGB in 0..255, (b, 3, h, w) to (b, 3, scale*h, scale*w)."
 
-    SIZES: ClassVar[dict[str, dict[str, int]]] = {
+    SIZES: ClassVar[dict[str, dict[str, Any]]] = {
         "teacher": {"n_resgroups": 10, "n_resblocks": 20, "n_feats": 64, "reduction": 16},
         "student": {"n_resgroups": 10, "n_resblocks": 6, "n_feats": 64, "reduction": 16},
         "mini_teacher": {"n_resgroups": 3, "n_resblocks": 5, "n_feats": 48, "reduction": 8},
@@ -82,18 +91,13 @@ class RCAN(nn.Module):
     @staticmethod
     def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "Read scale and sizes from a state dict with our names."
-        groups = {int(m[1]) for k in state if (m := re.match(r"body\.(\d+)\.body\.", k))}
-        blocks = {int(m[1]) for k in state if (m := re.match(r"body\.0\.body\.(\d+)\.body\.", k))}
-        n_feats = state["head.0.weight"].shape[0]
-        ups = sum(bool(re.fullmatch(r"tail\.0\.\d+\.weight", k)) for k in state)
-        scale = 3 if state["tail.0.0.weight"].shape[0] == 9 * n_feats else 2**ups
         squeezed = state["body.0.body.0.body.3.conv_du.0.weight"].shape[0]
+        common = common_sizes(state)
         return {
-            "scale": scale,
-            "n_resgroups": len(groups),
-            "n_resblocks": len(blocks),
-            "n_feats": n_feats,
-            "reduction": n_feats // squeezed,
+            **common,
+            "n_resgroups": count_keys(state, r"body\.(\d+)\.body\."),
+            "n_resblocks": count_keys(state, r"body\.0\.body\.(\d+)\.body\."),
+            "reduction": common["n_feats"] // squeezed,
         }
 
     @staticmethod
@@ -101,32 +105,19 @@ class RCAN(nn.Module):
         "Names of FAKD's code and of BasicSR to ours (the original repository's are ours)."
         return _rename(list(keys))
 
-# %% ../nbs/31_rcan.ipynb #85027ae1
-# (pattern, our name); {G} is the number of groups, {n} that of blocks in a group
-_RULES = (
-    (r"body_group(\d+)\.", r"body.\1."),
-    (r"body_tail\.", r"body.{G}."),  # FAKD
-    (r"conv_first\.", r"head.0."),
-    (r"conv_after_body\.", r"body.{G}."),
-    (r"upsample\.", r"tail.0."),
-    (r"conv_last\.", r"tail.1."),  # BasicSR
-    (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.", r"body.\1.body.\2.body.3.conv_du.0."),
-    (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.", r"body.\1.body.\2.body.3.conv_du.2."),
-    (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.", r"body.\1.body.\2.body."),
-    (r"body\.(\d+)\.conv\.", r"body.\1.body.{n}."),
-)
-
-
+# %% ../nbs/31_rcan.ipynb #605a25d1
 def _rename(keys: list[str]) -> dict[str, str]:
-    "Each key with the first rule that fits applied."
-    groups = [int(m[1]) for k in keys if (m := re.match(r"body(?:_group|\.)(\d+)\.(?:body|residual_group)\.", k))]
-    blocks = [int(m[1]) for k in keys if (m := re.match(r"body\.\d+\.residual_group\.(\d+)\.", k))]
-    counts = {"{G}": str(max(groups, default=-1) + 1), "{n}": str(max(blocks, default=-1) + 1)}
-    renamed = {}
-    for key in keys:
-        rule = next(((p, r) for p, r in _RULES if re.match(p, key)), None)
-        new = re.sub(f"^{rule[0]}", rule[1], key) if rule else key
-        for mark, count in counts.items():
-            new = new.replace(mark, count)
-        renamed[key] = new
-    return renamed
+    "Each key with our name."
+    groups = count_keys(keys, r"body(?:_group|\.)(\d+)\.(?:body|residual_group)\.")
+    blocks = count_keys(keys, r"body\.\d+\.residual_group\.(\d+)\.")
+    rules = (
+        (r"body_group(\d+)\.", r"body.\1."),  # FAKD
+        (r"body_tail\.", f"body.{groups}."),
+        (r"conv_after_body\.", f"body.{groups}."),  # BasicSR
+        (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.", r"body.\1.body.\2.body.3.conv_du.0."),
+        (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.", r"body.\1.body.\2.body.3.conv_du.2."),
+        (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.", r"body.\1.body.\2.body."),
+        (r"body\.(\d+)\.conv\.", rf"body.\1.body.{blocks}."),
+        *RENAMES,
+    )
+    return rename_keys(keys, rules)

@@ -148,6 +148,8 @@ def repeat_command(
     "The papermill command that asks again for what was given."
     words = ["papermill", f"nbs/{NOTEBOOKS[record.kind]}.ipynb", "out.ipynb"]
     for name, value in record.given.items():
+        if name == "resume":  # a repetition starts anew
+            continue
         if isinstance(value, (list, tuple, Mapping)):
             words += ["-y", f"{name}: {_yaml(value)}"]
         else:
@@ -276,18 +278,19 @@ def _head(record: Record) -> dict[str, Any]:
     facts = [loss and f"Loss {loss}", f"{known['steps']} steps" if known.get("steps") else "",
              f"training set {known['data']}" if known.get("data") else "", f"seed {known.get('seed', 'unknown')}"]
     return {"title": titles.get(record.kind, f"{student} at \u00d7{scale}"), "finding": finding(record), "scale": scale,
-            "subtitle": ", ".join(f for f in facts if f), "run_id": record.run_id, "day": record.finished[:10]}
+            "subtitle": ", ".join(f for f in facts if f), "kind": record.kind, "run_id": record.run_id,
+            "day": record.finished[:10]}
 
 # %% ../nbs/80_report.ipynb #9aa927b2
 def _results(record: Record) -> dict[str, Any]:
     "The table of results, at most three sets beside each other, and the gain of each image."
     table = result_table(record)
     parts = [{"sets": table.sets[i:i + 3], "rows": [{**r, "cells": r["cells"][i:i + 3]} for r in table.rows]}
-             for i in range(0, len(table.sets), 3)]
+             for i in range(0, len(table.sets), 3)]  # three sets are as wide as a printed page
     several = any(len(gains(record.rows, name)) > 1 for name, _ in table.sets)
     svg = inline_svg(gain_figure(record.rows), "gain", "Difference in PSNR of every image") if several else None
-    note = f"PSNR in dB and SSIM on the luma channel, means over the images of a set. {table.note}"
-    return {"results": parts if table.rows else [], "results_note": note, "gain": svg}
+    return {"results": parts if table.rows else [], "results_heads": table.heads, "results_note": table.note,
+            "gain": svg}
 
 
 def _score(row: Row | None) -> tuple[str, str]:

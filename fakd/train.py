@@ -21,20 +21,8 @@ from torch import nn
 from .affinity import affinity_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
-from .config import DistillConfig, TeacherConfig
-from fakd.core import (
-    FakdError,
-    atomic_write,
-    code_digest,
-    cpu_quota,
-    digest,
-    find_path,
-    parse_spec,
-    root,
-    set_threads,
-    to_batch,
-    write_image,
-)
+from .config import DistillConfig, TeacherConfig, run_name
+from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .losses import DistillLoss
@@ -52,7 +40,7 @@ __all__ = ['Setup', 'warm_start', 'tap_pairs', 'prepare', 'fit', 'Fitted', 'held
            'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
-@dataclass
+@dataclass(repr=False)
 class Setup:
     "A prepared run: everything that the stages share."
 
@@ -86,6 +74,9 @@ class Setup:
             return load_net(find_path(text)).train()
         net = make_net(text, cfg.scale, seed=cfg.seed)
         return warm_start(net, cfg.init) if isinstance(cfg, TeacherConfig) and cfg.init else net
+
+    def __repr__(self) -> str:
+        return f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         "LR and HR patches of the first step, as the student will see them."
@@ -153,18 +144,6 @@ def _crops(images: Sequence[ImagePair], side: int) -> list[ImagePair]:
         )
     return small
 
-# %% ../nbs/65_train.ipynb #423278aa
-def _run_id(config: Any, of_run: str) -> str:
-    "The name says the question; the same question has the same name."
-    if isinstance(config, TeacherConfig):
-        parts = ["teacher", f"x{config.scale}", config.net.split("(")[0]]
-    else:
-        student, loss = config.student, config.loss
-        name = Path(student).stem if Path(student).suffix else student.split("(")[0]
-        parts = ["distill", f"x{config.scale}", name, *(term.name for term in parse_spec(loss))]
-    text = "-".join([*parts, f"s{config.seed}", of_run[:8]]).lower()
-    return "".join(ch if ch.isascii() and (ch.isalnum() or ch == "-") else "-" for ch in text)
-
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
     config: DistillConfig | TeacherConfig,  # as given
@@ -175,7 +154,7 @@ def prepare(
     cfg: Any = config.resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
     sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
-    images = train.pairs(cfg.scale, progress=True, workers=cfg.workers or cpu_quota())
+    images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
     Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
     roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
     data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
@@ -213,7 +192,7 @@ def _folder(setup: Setup) -> Run:
     "The run's folder: a new one, the unfinished one of the same digest, or the one that was asked for."
     cfg = setup.config
     if cfg.resume in ("auto", "never"):
-        return Run.create(_run_id(cfg, setup.digest), root() / cfg.out_dir, resume=cfg.resume == "auto")
+        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", root() / cfg.out_dir, resume=cfg.resume == "auto")
     run = Run.open(find_path(cfg.resume))
     if run.finished:
         raise FakdError(f"resume {cfg.resume}: this run is finished. Start a new run, or give an unfinished one.")
