@@ -357,7 +357,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
         "data": "sample",
         "teacher": f"data/weights/{name}-mini-x{scale}.safetensors",
         "taps": [1, 2, 3],
-        "steps": 400,
+        "steps": 600,
         "batch_size": 8,
         "patch_px": 24 if scale == 8 else 32,
         "learn_rate": 1e-3,

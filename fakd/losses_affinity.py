@@ -98,8 +98,8 @@ class MMD(MapTerm):
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the relation of all pairs of positions."
-        means = [pool_maps(m, self.k, self.pool).flatten(2).mean(1, keepdim=True) for m in (student, teacher)]
-        return pairs_l1(*means, relation=_apart)
+        s, t = (pool_maps(m, self.k, self.pool).flatten(2).mean(1, keepdim=True) for m in (student, teacher))
+        return pairs_l1(s, t, _apart)
 
 # %% ../nbs/44_losses_affinity.ipynb #39c66e9c
 class RBF(MapTerm):
@@ -130,8 +130,8 @@ class RBF(MapTerm):
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the kernel of all pairs of positions."
-        units = [unit_maps(pool_maps(m, self.k, self.pool), eps=0.0) for m in (student, teacher)]
-        return pairs_l1(*units, relation=self.kernel)
+        s, t = (unit_maps(pool_maps(m, self.k, self.pool), eps=0.0) for m in (student, teacher))
+        return pairs_l1(s, t, self.kernel)
 
 # %% ../nbs/44_losses_affinity.ipynb #ead9efff
 class CA(MapTerm):

@@ -38,7 +38,7 @@ class AT(MapTerm):
 def _flow(maps: Tensor, following: Tensor) -> Tensor:
     "Products of the channels of two taps, mean over positions, (b, c, c')."
     if maps.shape[2] > following.shape[2]:
-        maps = F.adaptive_avg_pool2d(maps, following.shape[2:])
+        maps = F.adaptive_avg_pool2d(maps, (following.shape[2], following.shape[3]))
     maps, following = maps.flatten(2), following.flatten(2)
     return maps @ following.transpose(1, 2) / following.shape[2]
 

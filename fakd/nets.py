@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from .core import FakdError, Spec, nearest, parse_spec, pick, torch_rng
+from .edsr import EDSR
 from .rcan import RCAN
+from .san import SAN
 
 # %% auto #0
 __all__ = ['NETS', 'parse_net', 'make_net', 'net_spec']
 
 # %% ../nbs/35_nets.ipynb #0b11bd28
-NETS: dict[str, Any] = {"rcan": RCAN}
+NETS: dict[str, Any] = {"rcan": RCAN, "edsr": EDSR, "san": SAN}
 
 # %% ../nbs/35_nets.ipynb #b6873f4a
 def parse_net(
@@ -37,17 +39,12 @@ def parse_net(
             raise FakdError(
                 f'net "{spec}": {term.name} has no size "{key}". {nearest(key, accepted)}Known: {", ".join(accepted)}.'
             )
-        if (
-            isinstance(value, (str, bool))
-            or value is None
-            or value <= 0
-            or (isinstance(accepted[key], int) and not isinstance(value, int))
-        ):
-            raise FakdError(
-                f'net "{spec}": {key}={value} must be a positive '
-                f'{"whole " if isinstance(accepted[key], int) else ""}number.'
-            )
-    return term.name, {**accepted, **net.SIZES[pick(role, net.SIZES, "role")], **term.options}
+        fraction = isinstance(accepted[key], float)
+        if isinstance(value, bool) or not isinstance(value, (int, float) if fraction else int) or not 0 < value < 1e6:
+            raise FakdError(f'net "{spec}": {key}={value} must be a positive {"" if fraction else "whole "}number.')
+    sizes = {**accepted, **net.SIZES[pick(role, net.SIZES, "role")], **term.options}
+    # None: the network derives this size from the others
+    return term.name, {k: float(v) if isinstance(accepted[k], float) else v for k, v in sizes.items() if v is not None}
 
 # %% ../nbs/35_nets.ipynb #414e2b2e
 def make_net(

@@ -309,9 +309,9 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     }
     for method, net in nets.items():
         with torch.inference_mode(), Taps(net, [t if method == "teacher" else s for s, t in setup.taps]) as taps:
-            net(to_batch([lr_img]))
+            net(to_batch([lr_img], next(net.parameters()).device))
             for i, maps in enumerate(taps.maps):
-                arrays[f"{method}/{i}"] = torch.cat([affinity_row(maps, y, x) for y, x in queries]).half().numpy()
+                arrays[f"{method}/{i}"] = torch.cat([affinity_row(maps, y, x) for y, x in queries]).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 

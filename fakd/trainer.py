@@ -346,14 +346,17 @@ def _draw_curves(
     history: Sequence[dict[str, Any]],  # lines of one or more methods
 ) -> Figure:
     "Loss and held-out PSNR against the step."
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
-    for method in dict.fromkeys(line["method"] for line in history):
-        lines = [line for line in history if line["method"] == method]
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")
+    for number, method in enumerate(dict.fromkeys(line["method"] for line in history)):
+        style = {"label": method, "color": f"C{number}", "ls": "--" if method == "plain" else "-", "lw": 1.4}
         for ax, key in zip(axes, ("loss", "psnr_y"), strict=True):
-            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            points = [(line["step"], line[key]) for line in history if line["method"] == method and line.get(key)]
             if points:
-                ax.plot(*zip(*points, strict=True), label=method, marker="." if key == "psnr_y" else "", lw=1.2)
-    axes[0].set(xlabel="step", ylabel="training loss", yscale="log")
-    axes[1].set(xlabel="step", ylabel="held-out PSNR-Y (dB)")
+                ax.plot(*zip(*points, strict=True), marker="." if key == "psnr_y" else "", **style)
+    losses = sorted(line["loss"] for line in history)
+    axes[0].set(xlabel="step", ylabel="training loss", ylim=(0.9 * losses[0], 1.2 * losses[len(losses) * 9 // 10]))
+    axes[1].set(xlabel="step", ylabel="held-out PSNR-Y, dB")
     axes[1].legend(frameon=False, fontsize=8)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
     return figure
