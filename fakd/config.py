@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ast
+import glob
 import html
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,8 @@ from .weights import read_state
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain', 'DistillConfig',
-           'TeacherConfig', 'fill', 'str_net', 'net_or_file', 'find_teacher', 'run_name', 'parameters']
+           'TeacherConfig', 'EvaluateConfig', 'find_weights', 'fill', 'str_net', 'net_or_file', 'find_teacher',
+           'run_name', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -248,13 +251,83 @@ class TeacherConfig(TrainConfig):
             read_state(find_path(self.init))
         return _finish(self, chosen)
 
+# %% ../nbs/56_config.ipynb #8db48560
+class EvaluateConfig(Config):
+    "What an evaluation is: weights files against sets of images."
+
+    weights: str = _field(
+        "data/weights",
+        "weights files, folders of them, run folders or a folder of runs, joined by +; * and ? stand for any letters",
+        digest=False,  # the networks' tensors are hashed instead
+    )
+    scales: list[int] | None = _field(None, "only networks of these scales; None: of any")
+    benchmarks: str | None = _field(
+        None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False
+    )
+    ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
+    precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
+    input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
+    repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)
+    device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
+    out_dir: str = _field("reports/runs", "folder of runs", digest=False)
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _read_scales(cls, scales: Any) -> Any:
+        scales = ast.literal_eval(scales) if isinstance(scales, str) and set(scales) <= set("[](), 2348") else scales
+        scales = [scales] if isinstance(scales, int) else scales
+        if isinstance(scales, (list, tuple)) and set(scales) - {2, 3, 4, 8}:
+            raise FakdError(f"scales {list(scales)}: choose of 2, 3, 4 and 8.")
+        return scales
+
+    def resolve(self) -> EvaluateConfig:
+        "The same with no open choice left: files found, sets checked, device and precision chosen."
+        device = choose_device(self.device)
+        wanted = [choose_precision(p.strip(), device) for p in self.precision.split("+")]
+        late = {"device": device, "precision": "+".join(dict.fromkeys(wanted))}
+        late["weights"] = "+".join(str(path) for path in find_weights(self.weights))
+        if self.benchmarks is None:
+            late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
+        asked = {k for k, f in type(self).model_fields.items() if getattr(self, k) != f.default}
+        origin = {k: "given" if k in asked else "chosen" if k in late else "default" for k in type(self).model_fields}
+        resolved = self._completed(late, origin)
+        for name in str(resolved.benchmarks).split("+"):
+            image_set(name.strip())
+        return resolved
+
+# %% ../nbs/56_config.ipynb #65ad6d2e
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
+
+
+def find_weights(
+    text: str,      # files, folders or patterns joined by +, from the project's root or this folder
+) -> list[Path]:    # each once, relative to the project where they lie in it
+    "The weights files that are meant: of a folder its own, of a run or a folder of runs those of finished runs."
+    found: dict[Path, None] = {}
+    for part in [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]:
+        path = find_path(part)
+        if path.is_dir():
+            files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
+            records = (*path.glob("record.json"), *path.glob("*/record.json"))
+            runs = [r.parent for r in records if json.loads(r.read_text(encoding="utf-8")).get("state") == "finished"]
+            files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
+        elif any(sign in part for sign in "*?["):
+            files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
+        else:
+            files = [path] if path.is_file() else []
+        if not files:
+            raise FakdError(f"weights {part}: no weights file there. Accepted: {', '.join(_WEIGHTS)}, "
+                            "a folder of them, a finished run or a folder of runs.")
+        found.update(dict.fromkeys(p.relative_to(root()) if p.is_relative_to(root()) else p for p in sorted(files)))
+    return list(found)
+
 # %% ../nbs/56_config.ipynb #1f6558d1
 def fill(
     config: TrainConfig,        # what was given
     preset: Mapping[str, Any],  # what the preset says
 ) -> dict[str, Any]:            # only what is None in the config
-    "What a preset decides: only what was not given."
-    return {k: v for k, v in preset.items() if getattr(config, k) is None}
+    "What a preset decides: only what was not given, or left to be chosen."
+    return {k: v for k, v in preset.items() if getattr(config, k) in (None, "auto")}
 
 # %% ../nbs/56_config.ipynb #19154b87
 def str_net(
@@ -292,36 +365,24 @@ def find_teacher(
             raise FakdError(f"teacher {text}: no such weights file.")
         net_or_file(str(path), "teacher", scale)
         return path.relative_to(root()) if path.is_relative_to(root()) else path
-    places = [
-        *sorted((root() / "data/weights").glob("*.safetensors")),
-        *sorted((root() / "reports/runs").glob("teacher-*/weights/*.safetensors")),
-    ]
-    if text:
-        parse_net(text)
-        for path in places:
-            metadata = read_state(path)[1]
-            if metadata.get("scale") == str(scale) and _fits(text, metadata.get("spec", "")):
+    wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
+    for place in ("data/weights/*.safetensors", "reports/runs/teacher-*/weights/*.safetensors"):
+        for path in sorted(root().glob(place)):
+            has = read_state(path)[1]
+            if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
                 return path.relative_to(root())
     raise FakdError(
-        f"teacher {text or 'of preset ' + preset} x{scale}: "
+        f"teacher {wanted} x{scale}: "
         "no weights for it in data/weights or among the teacher runs. "
         "Give a weights file, or train one with nbs/run_teacher.ipynb."
     )
-
-# %% ../nbs/56_config.ipynb #595c1572
-def _fits(asked: str, spec: str) -> bool:
-    "Whether a file's network is the one asked for: the same name, and the sizes that were given."
-    if not spec:
-        return False
-    wanted, has = parse_spec(asked)[0], parse_spec(spec)[0]
-    return wanted.name == has.name and all(has.options.get(k) == v for k, v in wanted.options.items())
 
 # %% ../nbs/56_config.ipynb #3c576522
 def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     "The last choices, which presets do not touch, and the check of every set's name."
     fields = type(config).model_fields
     device = choose_device(config.device)
-    late = {"device": device, "precision": choose_precision(config.precision, device)}
+    late = {"device": device, "precision": choose_precision(chosen.get("precision", config.precision), device)}
     if config.benchmarks is None and "benchmarks" not in chosen:
         late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
     asked = {k for k in fields if getattr(config, k) != fields[k].default}
@@ -355,7 +416,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
     "Minutes on two cores, on images that come with scikit-image."
     return {
         "data": "sample",
-        "teacher": f"data/weights/{name}-mini-x{scale}.safetensors",
+        "teacher": str_net("rcan", "mini_teacher"),
         "taps": [1, 2, 3],
         "steps": 600,
         "batch_size": 8,
@@ -384,7 +445,7 @@ def _paper(name: str, scale: int) -> dict[str, Any]:
     return {
         "data": "DIV2K",
         "benchmarks": "Set5+Set14+B100+Urban100",
-        "teacher": None,
+        "teacher": str_net(name, "teacher"),
         "taps": [2, 3] if (name, scale) == ("rcan", 3) else [1, 2, 3],
         "steps": 200_000,
         "batch_size": 16,
@@ -393,6 +454,7 @@ def _paper(name: str, scale: int) -> dict[str, Any]:
         "schedule": "step(at=[149000],gamma=0.5)",
         "clip_norm": 0.0,
         "ema": 0.0,
+        "precision": "fp32",
     }
 
 

@@ -114,7 +114,7 @@ def warm_start(
         for k, v in state.items()
         if names[k] in own and own[names[k]].shape == v.shape
     }
-    if not any(k.startswith("body.") for k in taken):
+    if all(k.startswith(("head.", "tail.", "sub_mean.", "add_mean.")) for k in taken):
         raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
     net.load_state_dict({**own, **taken})
     return net
@@ -371,7 +371,7 @@ def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> d
         "source": source,
         "digest": net_digest(net),
         "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()},
-        "assumptions": [],
+        "assumptions": list(getattr(net, "assumptions", [])),
     }
 
 
