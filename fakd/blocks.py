@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .core import FakdError
 
 # %% auto #0
-__all__ = ['SCALES', 'DIV2K_MEAN', 'RENAMES', 'check_scale', 'conv', 'no_autocast', 'MeanShift', 'gate', 'ChannelAttention',
-           'ResBlock', 'Upsampler', 'rename_keys', 'count_keys', 'common_sizes', 'influence']
+__all__ = ['SCALES', 'DIV2K_MEAN', 'check_scale', 'conv', 'no_autocast', 'MeanShift', 'gate', 'ChannelAttention', 'ResBlock',
+           'Upsampler', 'rename_keys', 'count_keys', 'base_sizes', 'influence']
 
 # %% ../nbs/30_blocks.ipynb #217f19f3
 SCALES = (2, 3, 4, 8)
@@ -114,19 +114,17 @@ class Upsampler(nn.Sequential):
         super().__init__(*layers)
 
 # %% ../nbs/30_blocks.ipynb #a6f21b25
-RENAMES = (
-    (r"(sub|add)_mean\.shifter\.", r"\1_mean."),  # the oldest EDSR code
-    (r"conv_first\.", "head.0."),  # from here on BasicSR
-    (r"upsample\.", "tail.0."),
-    (r"conv_last\.", "tail.1."),
-)
+_OLDEST_EDSR = ((r"(sub|add)_mean\.shifter\.", r"\1_mean."),)
+_BASICSR = ((r"conv_first\.", "head.0."), (r"upsample\.", "tail.0."), (r"conv_last\.", "tail.1."))
 
 
 def rename_keys(
-    keys: Iterable[str],                # names in a state dict
-    rules: Sequence[tuple[str, str]],   # pattern for the beginning of a key, what to put there
-) -> dict[str, str]:                    # each key, and our name for it
-    "Apply to each key the first rule that fits; others keep their name."
+    keys: Iterable[str],                   # names in a state dict
+    rules: Sequence[tuple[str, str]] = (), # pattern for the beginning of a key, what to put there; of one network
+    basicsr: bool = True,                  # whether BasicSR has the network
+) -> dict[str, str]:                       # each key, and our name for it
+    "Apply to each key the first rule that fits, of the network's and the family's; others keep their name."
+    rules = (*rules, *_OLDEST_EDSR, *(_BASICSR if basicsr else ()))
     renamed = {}
     for key in keys:
         rule = next((r for r in rules if re.match(r[0], key)), None)
@@ -142,14 +140,14 @@ def count_keys(
     return len({m[1] for k in keys if (m := re.match(pattern, k))})
 
 # %% ../nbs/30_blocks.ipynb #d22ac84c
-def common_sizes(
+def base_sizes(
     state: Mapping[str, Tensor],  # with our names
-) -> dict[str, Any]:              # scale and n_feats
-    "Width and scale of any network of the family."
+) -> tuple[int, int]:            # scale and n_feats
+    "Scale and width of any network of the family."
     n_feats = state["head.0.weight"].shape[0]
     steps = sum(bool(re.fullmatch(r"tail\.0\.\d+\.weight", k)) for k in state)
     scale = 3 if state["tail.0.0.weight"].shape[0] == 9 * n_feats else 2**steps
-    return {"scale": scale, "n_feats": n_feats}
+    return scale, n_feats
 
 # %% ../nbs/30_blocks.ipynb #db73f2e6
 def influence(

@@ -11,17 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fakd.blocks import (
-    RENAMES,
-    MeanShift,
-    ResBlock,
-    Upsampler,
-    check_scale,
-    common_sizes,
-    conv,
-    count_keys,
-    rename_keys,
-)
+from .blocks import MeanShift, ResBlock, Upsampler, base_sizes, check_scale, conv, count_keys, rename_keys
 
 # %% auto #0
 __all__ = ['EDSR']
@@ -62,11 +52,12 @@ class EDSR(nn.Module):
     @staticmethod
     def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "Read scale and sizes from a state dict with our names; `res_scale` by the lineage's habit."
-        common = common_sizes(state)
-        width = state["body.0.body.0.weight"].shape[0]
+        scale, n_feats = base_sizes(state)
+        width = state["body.0.body.0.weight"].shape[0]  # a key that the other networks do not have
         return {
-            **common,
+            "scale": scale,
             "n_resblocks": count_keys(state, r"body\.(\d+)\.body\."),
+            "n_feats": n_feats,
             "res_scale": 0.1 if width >= 256 else 1.0,
         }
 
@@ -83,7 +74,6 @@ def _rename(keys: list[str]) -> dict[str, str]:
         (r"body\.(\d+)\.conv1\.", r"body.\1.body.0."),  # BasicSR
         (r"body\.(\d+)\.conv2\.", r"body.\1.body.2."),
         (r"conv_after_body\.", f"body.{blocks}."),
-        *RENAMES,
     )
     first, second = (count_keys(keys, rf"body{q}\.(\d+)\.body\.") for q in (1, 2))
     start = {"1": 0, "2": first, "3": first + second}

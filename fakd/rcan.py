@@ -10,17 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fakd.blocks import (
-    RENAMES,
-    ChannelAttention,
-    MeanShift,
-    Upsampler,
-    check_scale,
-    common_sizes,
-    conv,
-    count_keys,
-    rename_keys,
-)
+from .blocks import ChannelAttention, MeanShift, Upsampler, base_sizes, check_scale, conv, count_keys, rename_keys
 
 # %% auto #0
 __all__ = ['RCAB', 'ResidualGroup', 'RCAN']
@@ -92,12 +82,13 @@ class RCAN(nn.Module):
     def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "Read scale and sizes from a state dict with our names."
         squeezed = state["body.0.body.0.body.3.conv_du.0.weight"].shape[0]
-        common = common_sizes(state)
+        scale, n_feats = base_sizes(state)
         return {
-            **common,
+            "scale": scale,
             "n_resgroups": count_keys(state, r"body\.(\d+)\.body\."),
             "n_resblocks": count_keys(state, r"body\.0\.body\.(\d+)\.body\."),
-            "reduction": common["n_feats"] // squeezed,
+            "n_feats": n_feats,
+            "reduction": n_feats // squeezed,
         }
 
     @staticmethod
@@ -118,6 +109,5 @@ def _rename(keys: list[str]) -> dict[str, str]:
         (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.", r"body.\1.body.\2.body.3.conv_du.2."),
         (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.", r"body.\1.body.\2.body."),
         (r"body\.(\d+)\.conv\.", rf"body.\1.body.{blocks}."),
-        *RENAMES,
     )
     return rename_keys(keys, rules)

@@ -12,18 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fakd.blocks import (
-    RENAMES,
-    MeanShift,
-    Upsampler,
-    check_scale,
-    common_sizes,
-    conv,
-    count_keys,
-    gate,
-    no_autocast,
-    rename_keys,
-)
+from .blocks import MeanShift, Upsampler, base_sizes, check_scale, conv, count_keys, gate, no_autocast, rename_keys
 from .core import FakdError
 
 # %% auto #0
@@ -199,16 +188,17 @@ class SAN(nn.Module):
     @staticmethod
     def rename(keys: Iterable[str]) -> dict[str, str]:
         "Names of other projects to ours (FAKD's and the original repository's are ours)."
-        return rename_keys(keys, RENAMES[:1])  # `conv_last` is a name of SAN's own
+        return rename_keys(keys, basicsr=False)  # `conv_last` is a name of SAN's own
 
 # %% ../nbs/33_san.ipynb #1d1a923e
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     "Scale and sizes of a SAN."
-    common = common_sizes(state)
+    scale, n_feats = base_sizes(state)
     return {
-        **common,
+        "scale": scale,
         "n_resgroups": count_keys(state, r"RG\.(\d+)\.conv_last\."),
         "n_resblocks": count_keys(state, r"RG\.0\.rcab\.(\d+)\."),
-        "reduction": common["n_feats"] // state["RG.0.soca.conv_du.0.weight"].shape[0],
+        "n_feats": n_feats,
+        "reduction": n_feats // state["RG.0.soca.conv_du.0.weight"].shape[0],
         "nonlocal_width": state["non_local.non_local.theta.weight"].shape[0],
     }

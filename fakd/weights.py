@@ -5,20 +5,39 @@
 # %% ../nbs/36_weights.ipynb #4971d9a2
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .core import FakdError, atomic_write, digest
+from .core import FakdError, Spec, atomic_write, digest, parse_spec
 from .nets import NETS, make_net, net_spec
 
 # %% auto #0
-__all__ = ['read_state', 'fit_state', 'load_weights', 'load_net', 'save_weights', 'net_digest']
+__all__ = ['WRAPPERS', 'read_state', 'guess_net', 'MisfitError', 'fit_state', 'load_weights', 'load_net', 'save_weights',
+           'net_digest']
+
+# %% ../nbs/36_weights.ipynb #0e6d6583
+WRAPPERS = ("params_ema", "params", "state_dict", "model")  # the first that is there is opened
+
+
+def _unwrap(state: Any) -> tuple[Any, dict[str, str]]:
+    "The innermost mapping, and notes on what was opened and what was passed over."
+    notes: dict[str, str] = {}
+    while isinstance(state, Mapping):
+        found = [w for w in WRAPPERS if isinstance(state.get(w), Mapping)]
+        if not found:
+            break
+        notes |= {"unwrapped": found[0]} | ({"passed_over": ", ".join(found[1:])} if found[1:] else {})
+        state = state[found[0]]
+    return state, notes
 
 # %% ../nbs/36_weights.ipynb #0ef4328f
 def read_state(
@@ -32,100 +51,176 @@ def read_state(
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+                state: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
                 metadata = dict(file.metadata() or {})
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as fault:
-        raise FakdError(
-            f"{path}: not a readable weights file, or one that would run code ({str(fault).splitlines()[0]})."
-        ) from None
-    for wrapper in ("params_ema", "params", "state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state, metadata = state[wrapper], {**metadata, "unwrapped": wrapper}
+    except _UNREADABLE as fault:
+        why = str(fault).strip().split("\n")[0] or type(fault).__name__
+        raise FakdError(f"{path}: not a readable weights file, or one that would run code ({why}).") from None
+    state, notes = _unwrap(state)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FakdError(f"{path}: holds no state dict (names to tensors).")
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state), metadata
+    names = {key: str(key) for key in state}
+    while all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.") for key, name in names.items()}
+    return {names[key]: value for key, value in state.items()}, {**metadata, **notes}
+
+
+# what the readers raise for files that are damaged, of another kind, or hostile
+_UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError,
+    KeyError, IndexError, AttributeError, TypeError, AssertionError, OverflowError, MemoryError,
+)  # fmt: skip
+
+# %% ../nbs/36_weights.ipynb #a4910044
+def guess_net(
+    state: Mapping[str, Tensor],  # names of any known origin
+) -> tuple[str, int, dict[str, Any]]:  # name in NETS, scale, sizes
+    "Tell network, scale and sizes from names and shapes."
+    lacking = []
+    for name, net in NETS.items():
+        ours = {new: state[old] for old, new in net.rename(list(state)).items()}
+        try:
+            sizes = net.infer_sizes(ours)
+            return name, sizes.pop("scale"), sizes
+        except KeyError as fault:
+            lacking.append(f"{name} needs {fault.args[0]}")
+        except (ZeroDivisionError, IndexError):  # an empty or flat tensor where a kernel should be
+            lacking.append(f"{name} needs other shapes")
+    raise FakdError(
+        f"no network of {', '.join(NETS)} has these names ({', '.join(list(state)[:4])}, ...): {'; '.join(lacking)}."
+    )
+
+# %% ../nbs/36_weights.ipynb #00e1ce3d
+class MisfitError(FakdError):
+    "Weights that do not fit a network; the whole lists of names are kept on it."
+
+    def __init__(
+        self,
+        message: str,           # what is said
+        missing: list[str],     # parameters that the file does not fill
+        unexpected: list[str],  # keys of the file that have no place
+        wrong: list[str],       # names with the shape found and the shape needed
+    ):
+        super().__init__(message)
+        self.missing, self.unexpected, self.wrong = missing, unexpected, wrong
 
 # %% ../nbs/36_weights.ipynb #89a9c929
-# buffers of the family that hold a constant: a file without them means the constant
+# a constant of the family: BasicSR's files have none of these names, and mean the constant
 _MEANS = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")
 
 
 def fit_state(
     net: nn.Module,               # the network to be filled, an instance of a class in NETS
     state: Mapping[str, Tensor],  # names of any known origin
-    source: str = "state dict",  # how messages call it
-) -> dict[str, Tensor]:  # our names, complete, in the network's order
+    source: str = "state dict",   # how messages call it
+) -> dict[str, Tensor]:           # our names, complete, in the network's order
     "Map names to ours and check that all fit; raise one error that lists all that do not."
     renamed = type(net).rename(list(state))  # type: ignore[attr-defined]
-    ours = {renamed[key]: value for key, value in state.items()}
-    expected = net.state_dict()
-    ours = {**{k: expected[k] for k in _MEANS if k in expected and not any(m in ours for m in _MEANS)}, **ours}
+    expected, ours, unexpected = net.state_dict(), {}, []
+    for key, name in renamed.items():
+        if name not in expected or name in ours:  # no place, or a place that is taken
+            unexpected.append(key)
+        else:
+            ours[name] = state[key]
+    if not any(k in ours for k in _MEANS):
+        ours |= {k: expected[k] for k in _MEANS if k in expected}
     missing = [k for k in expected if k not in ours]
-    surplus = [k for k, v in renamed.items() if v not in expected]
     wrong = [
         f"{k} is {tuple(ours[k].shape)}, needs {tuple(v.shape)}"
         for k, v in expected.items()
         if k in ours and ours[k].shape != v.shape
     ]
-    if missing or surplus or wrong:
-        raise FakdError(_misfit(net, source, missing, surplus, wrong))
+    if missing or unexpected or wrong:
+        lists = {"missing": missing, "unexpected": unexpected, "wrongly shaped": wrong}
+        said = "; ".join(
+            f"{len(names)} {what} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
+            for what, names in lists.items()
+            if names
+        )
+        message = f"{source} does not fit {net_spec(net)} x{net.scale}: {said}. Guess: {_cause(net, state)}."
+        raise MisfitError(message, missing, unexpected, wrong)
     return {k: ours[k] for k in expected}
 
-# %% ../nbs/36_weights.ipynb #952d0cb3
-def _misfit(net: nn.Module, source: str, missing: list[str], surplus: list[str], wrong: list[str]) -> str:
-    "The message of a file that does not fit, with a guess at the cause."
-    if (
-        wrong
-        and all(w.startswith("tail.") for w in wrong)
-        or (not wrong and all(k.startswith("tail.") for k in missing + surplus))
-    ):
-        guess = "only the upsampler differs: the file is probably for another scale"
-    elif len(missing) > len(net.state_dict()) // 2:
-        guess = "most names differ: the file is probably of another network"
-    else:
-        guess = "the file is probably of the same network with other sizes"
-    lists = [
-        f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-        for what, names in (("missing", missing), ("unexpected", surplus), ("wrongly shaped", wrong))
-        if names
-    ]
-    return f"{source} does not fit {net_spec(net)} x{net.scale}: {'; '.join(lists)}. Guess: {guess}."
+# %% ../nbs/36_weights.ipynb #62e9cc96
+def _cause(net: nn.Module, state: Mapping[str, Tensor]) -> str:
+    "Why a file does not fit, as far as its names and shapes tell."
+    try:
+        name, scale, sizes = guess_net(state)
+    except FakdError:
+        return f"the file is of another network, none of {', '.join(NETS)}"
+    spec, unreadable = str(Spec(name, 1.0, sizes)), getattr(NETS[name], "ASSUMED", ())
+    differ = [k for k, v in net.sizes.items() if k not in unreadable and sizes.get(k) != v]  # type: ignore[union-attr, operator]
+    if NETS[name] is not type(net):
+        return f"the file is of another network, {spec} x{scale}"
+    if differ:
+        return f"the file is probably of the same network with other sizes, {spec} x{scale}"
+    if scale != net.scale:
+        return f"only the upsampler differs: the file is probably for another scale, x{scale}"
+    return "the right network, but the file is incomplete or holds more than the network"
 
-# %% ../nbs/36_weights.ipynb #653c95e4
+# %% ../nbs/36_weights.ipynb #96a1f04d
+def _assumed(
+    net: nn.Module, metadata: Mapping[str, str], given: Mapping[str, Any], guessed: bool
+) -> Iterator[str]:
+    "What had to be assumed to fill a network from a file."
+    if "passed_over" in metadata:
+        yield f"weights: {metadata['unwrapped']} taken, {metadata['passed_over']} of the same file passed over"
+    for size in getattr(net, "ASSUMED", ()):
+        value = net.sizes[size]  # type: ignore[index]
+        if guessed and size not in given:
+            yield f"{size}={value}: no weights file tells it; the lineage's habit for this width"
+    for line in json.loads(metadata.get("assumptions", "[]")):
+        if line.partition("=")[0] not in given:
+            yield str(line)
+
+
+def _note(net: nn.Module, lines: list[str], source: str) -> nn.Module:
+    "Keep assumptions on the network, and warn of them."
+    for line in lines:
+        warnings.warn(f"{source}: {line}", stacklevel=3)
+    net.assumptions = lines  # type: ignore[assignment]
+    return net
+
+# %% ../nbs/36_weights.ipynb #d79a88b2
+def _told(metadata: Mapping[str, str]) -> tuple[str, int, dict[str, Any]] | None:
+    "Network, scale and sizes as `save_weights` noted them, if it wrote the file."
+    if metadata.get("format") != "fakd" or not {"spec", "scale"} <= metadata.keys():
+        return None
+    term = parse_spec(metadata["spec"])[0]
+    return term.name, int(metadata["scale"]), term.options
+
+# %% ../nbs/36_weights.ipynb #a368b5f5
 def load_weights(
     net: nn.Module,    # an instance of a class in NETS
     path: str | Path,  # a weights file of a known origin
 ) -> nn.Module:        # the same network, filled
     "Fill a network from a file; strict."
-    state, _ = read_state(path)
-    net.load_state_dict(fit_state(net, state, str(path)))
-    return net
+    state, metadata = read_state(path)
+    fitted = fit_state(net, state, str(path))
+    _, _, sizes = _told(metadata) or ("", 0, {})
+    for size in getattr(net, "ASSUMED", ()):  # tensors of any res_scale fit; the note in the file must fit too
+        if sizes.get(size, net.sizes[size]) != net.sizes[size]:  # type: ignore[index]
+            raise FakdError(f"{path} is {metadata['spec']}, the network has {size}={net.sizes[size]}.")  # type: ignore[index]
+    net.load_state_dict(fitted)
+    return _note(net, list(_assumed(net, metadata, net.sizes, guessed=False)), str(path))  # type: ignore[arg-type]
 
-
+# %% ../nbs/36_weights.ipynb #320f9b88
 def load_net(
     path: str | Path,  # a weights file; its sizes and scale are inferred
-) -> nn.Module:        # on the CPU, fp32, eval mode
-    "A ready network from a file alone: sizes from fakd's metadata, else from the shapes."
+    **sizes: Any,      # what the file cannot tell or tells wrongly, such as res_scale=0.1
+) -> nn.Module:        # on the CPU, fp32, eval mode, with a list `assumptions`
+    "A ready network from a file alone: sizes as given, else from fakd's metadata, else from the shapes."
     state, metadata = read_state(path)
-    known = "spec" in metadata
-    net = make_net(metadata["spec"], int(metadata["scale"])) if known else _guess_net(state, str(path))
+    known = _told(metadata)
+    try:
+        name, scale, found = known or guess_net(state)
+        net = make_net(str(Spec(name, 1.0, {**found, **sizes})), scale)
+    except FakdError as fault:
+        raise FakdError(f"{path}: {fault}") from None
     net.load_state_dict({k: v.float() for k, v in fit_state(net, state, str(path)).items()})
-    return net.eval()
-
-
-def _guess_net(state: Mapping[str, Tensor], source: str) -> nn.Module:
-    "The first network of NETS whose sizes can be read from these shapes."
-    for cls in NETS.values():
-        ours = {new: state[old] for old, new in cls.rename(list(state)).items()}
-        try:
-            return cls(**cls.infer_sizes(ours))
-        except (KeyError, ZeroDivisionError, IndexError, ValueError):
-            continue
-    raise FakdError(f"{source}: no network of {', '.join(NETS)} has these names ({', '.join(list(state)[:4])}, ...).")
+    return _note(net.eval(), list(_assumed(net, metadata, sizes, guessed=known is None)), str(path))
 
 # %% ../nbs/36_weights.ipynb #238d9f25
 def save_weights(
@@ -145,6 +240,7 @@ def save_weights(
         "format": "fakd",
         "spec": net_spec(net),
         "scale": str(net.scale),
+        **({"assumptions": json.dumps(net.assumptions)} if getattr(net, "assumptions", None) else {}),
         **{k: str(v) for k, v in provenance.items()},
     }
     with atomic_write(path) as temporary:

@@ -24,6 +24,15 @@ PRECISIONS = [(torch.float32, 1e-5, 1e-4), (torch.float64, 1e-9, 1e-9)]  # and w
 by_network = pytest.mark.parametrize("network", NETS)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "The values were made with one thread; more add in another order."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def folder_of(case):
     "Golden values are large: one network's come with the code, all lie beside a developer's checkout."
     for place in (GOLDEN / case, SHARED / case):
