@@ -123,16 +123,15 @@ class _PairsL1(torch.autograd.Function):
         grad = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
         for i in range(b):
             for start in range(0, n, tile):
-                rows = slice(start, start + tile)
+                wanted = relation(teacher[i, :, start : start + tile], teacher[i])  # (tile, n)
                 with torch.enable_grad():
-                    image = student[i].detach().requires_grad_(grad is not None)
-                    strip = relation(image[:, rows], image) - relation(teacher[i][:, rows], teacher[i])  # (tile, n)
-                    part = strip.abs().sum()
+                    rows = student[i, :, start : start + tile].detach().requires_grad_(grad is not None)
+                    part = (relation(rows, student[i]) - wanted).abs().sum()
                 if grad is not None:
-                    grad[i] += torch.autograd.grad(part, image)[0]
+                    (grad[i, :, start : start + tile],) = torch.autograd.grad(part, rows)
                 total += part.detach()
         if grad is not None:
-            ctx.save_for_backward(grad.div_(b * n * n))
+            ctx.save_for_backward(grad.mul_(2.0 / (b * n * n)))  # twice: each pair is met as (p, q) and as (q, p)
         return (total / (b * n * n)).to(student.dtype)
 
     @staticmethod
@@ -145,10 +144,10 @@ class _PairsL1(torch.autograd.Function):
 def pairs_l1(
     student: Tensor,                               # (b, c, n), receives the gradient
     teacher: Tensor,                               # (b, c', n)
-    relation: Callable[[Tensor, Tensor], Tensor],  # of some positions (c, rows) with all (c, n): (rows, n)
+    relation: Callable[[Tensor, Tensor], Tensor],  # of some positions (c, rows) with all (c, n): (rows, n), symmetric
     tile: int | None = None,                       # rows of the matrix held at once; None: about 2 MB of them
 ) -> Tensor:                                       # scalar, at least fp32
-    "Mean absolute difference of a pairwise relation in two sets of vectors, without the n x n matrix."
+    "Mean absolute difference of a symmetric relation of pairs in two sets of vectors, without the n x n matrix."
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = widen(student), widen(teacher.detach())
         n = student.shape[2]

@@ -6,39 +6,106 @@
 from __future__ import annotations
 
 import inspect
+import math
+import time
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from .core import FakdError, nearest, parse_spec
-from .losses_affinity import SA
-from .losses_image import DS, TS
+from .core import FakdError, Spec, nearest, parse_spec, torch_rng
+from .losses_affinity import CA, IA, MMD, PKT, PSA, RBF, RKD, SA, SP
+from .losses_feature import AT, CWD, FSP, MGD, NST, VID, FitNet
+from .losses_image import CSD, DS, FFT, TS, Wavelet, bicubic
+from .upcycle import Invert, Net, ZoomIn, ZoomOut
 
 # %% auto #0
-__all__ = ['LOSSES', 'LossTerm', 'DistillLoss', 'check_spec', 'loss_table']
+__all__ = ['LOSSES', 'KINDS', 'LossTerm', 'DistillLoss', 'check_spec', 'loss_memory', 'measure_losses', 'loss_table']
 
 # %% ../nbs/48_losses.ipynb #1a45fc95
 @dataclass(frozen=True)
 class LossTerm:
     "One line of the table of terms."
 
-    cls: Any              # the term's class; its arguments are its options
-    formula: str          # in words of this notebook
-    source: str           # where it is from
-    equal_channels: bool  # whether student and teacher maps must have the same number of channels
-    cost: str             # memory of one tap, for b images of n positions
+    cls: Any                                                 # the term's class; its arguments are its options
+    formula: str                                             # in words of this notebook
+    source: str                                              # where it is from
+    channels: str = "any"                                    # any, equal or adapter
+    cost: Mapping[str, float] = field(default_factory=dict)  # memory: multiples of map, image, strip
+
+    @property
+    def options(self) -> dict[str, Any]:
+        "Options that may stand in a spec, with their defaults."
+        parameters = inspect.signature(self.cls).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
+_FAKD, _MAPS = "FAKD, ICIP 2020", "sum over taps of "
 LOSSES: dict[str, LossTerm] = {
-    "DS": LossTerm(DS, "mean |SR_s - HR|", "FAKD, ICIP 2020", False, "b n s^2"),
-    "TS": LossTerm(TS, "mean |SR_s - SR_t|", "FAKD, ICIP 2020", False, "b n s^2"),
-    "SA": LossTerm(
-        SA, "sum over taps of mean |A_s - A_t|", "FAKD, ICIP 2020", False, "b c n, one strip of the n x n matrix"
-    ),
+    "DS": LossTerm(DS, "mean |SR_s - HR|", _FAKD, cost={"image": 4}),
+    "TS": LossTerm(TS, "mean |SR_s - SR_t|", _FAKD, cost={"image": 4}),
+    "SA": LossTerm(SA, _MAPS + "mean |A_s - A_t|", _FAKD, cost={"map": 7, "strip": 2}),
+    "PSA": LossTerm(PSA, "SA of maps pooled k x k", "FAKD's code", cost={"map": 7, "strip": 2}),
+    "MMD": LossTerm(MMD, _MAPS + "mean |differences of means|", "FAKD's code", cost={"strip": 5}),
+    "RBF": LossTerm(RBF, _MAPS + "mean |kernel of A_s - of A_t|", "FAKD's code", cost={"map": 3, "strip": 9}),
+    "CA": LossTerm(CA, _MAPS + "mean |cosines of channels|", "FAKD's code", "equal", {"map": 7}),
+    "IA": LossTerm(IA, _MAPS + "mean |products of images|", "FAKD's code", cost={"map": 3}),
+    "AT": LossTerm(AT, _MAPS + "mean |energy maps|", "Zagoruyko, ICLR 2017; FAKD's code", cost={"map": 3}),
+    "FSP": LossTerm(FSP, "sum of mean |F_i F_(i+1)' / n|", "Yim, CVPR 2017; FAKD's code", "equal", {"map": 2}),
+    "FitNet": LossTerm(FitNet, _MAPS + "mean |F_s - F_t|", "Romero, ICLR 2015; FAKD's code", "adapter", {"map": 5}),
 }
+
+# %% ../nbs/48_losses.ipynb #78273a30
+LOSSES |= {
+    "SP": LossTerm(SP, _MAPS + "mean (products of images)^2", "Tung, ICCV 2019", cost={"map": 3}),
+    "PKT": LossTerm(PKT, _MAPS + "divergence of neighbours", "Passalis, ECCV 2018", cost={"map": 5}),
+    "RKD": LossTerm(RKD, _MAPS + "Huber of distances, angles of images", "Park, CVPR 2019", cost={"map": 3}),
+    "CWD": LossTerm(CWD, _MAPS + "divergence over positions", "Shu, ICCV 2021", "adapter", {"map": 6}),
+    "VID": LossTerm(VID, _MAPS + "-log likelihood of F_t given F_s", "Ahn, CVPR 2019", "adapter", {"map": 9}),
+    "MGD": LossTerm(MGD, _MAPS + "mean (G(masked F_s) - F_t)^2", "Yang, ECCV 2022", "adapter", {"map": 8}),
+    "NST": LossTerm(NST, _MAPS + "discrepancy of channel patterns", "Huang, 2017", cost={"map": 5}),
+    "Wavelet": LossTerm(Wavelet, "sum of mean |Haar bands|", "MTKD, Jiang, ECCV 2024", cost={"image": 4}),
+    "FFT": LossTerm(FFT, "mean |F(SR_s) - F(SR_t)|", "MIMO-UNet, Cho, ICCV 2021", cost={"image": 9}),
+    "CSD": LossTerm(CSD, "distance to SR_t / to bicubic, in features", "Wang, IJCAI 2021", cost={"image": 2.5}),
+    "ZoomIn": LossTerm(ZoomIn, "mean |SR_s - SR_t| on windows of HR", "DUKD, Zhang, 2023", cost={"image": 5}),
+    "ZoomOut": LossTerm(ZoomOut, "mean |SR_s - SR_t| on shrunk LR", "DUKD, Zhang, 2023", cost={"image": 0.5}),
+    "Invert": LossTerm(Invert, "mean |undone SR_s of changed LR - SR_t|", "DUKD, Zhang, 2023", cost={"image": 5}),
+}
+
+# %% ../nbs/48_losses.ipynb #a56f5c73
+KINDS: dict[str, tuple[tuple[str, ...], set[str]]] = {  # what it is called with, and what a run must provide
+    "hr": (("sr_imgs", "hr_imgs"), set()),
+    "teacher": (("sr_imgs", "teacher_sr_imgs"), {"teacher"}),
+    "maps": (("student_maps", "teacher_maps"), {"maps"}),
+    "features": (("teacher_sr_imgs", "lr_imgs", "features"), {"teacher", "maps"}),  # maps: taps to take features at
+    "nets": (("teacher_sr_imgs", "lr_imgs", "student", "teacher"), {"teacher"}),
+}
+
+
+def _make(term: Spec, seed: int = 0, **channels: Sequence[int]) -> nn.Module:
+    "One term: its options from the spec, and what it wants to know of the taps and the seed."
+    cls = LOSSES[term.name].cls
+    known = {**channels, "rng": torch_rng(seed, "loss", term.name)}
+    wanted = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    made: nn.Module = cls(**term.options, **{name: known[name] for name in wanted if name in known})
+    return made
+
+
+def _inputs(name: str, term: Any, batch: Mapping[str, Any], seed: int, step: int) -> tuple[Any, ...]:
+    "What one term is called with; a term that looks at further images does so now, at the caller's precision."
+    wanted = KINDS[term.needs][0]
+    lacking = [key for key in wanted if batch[key] is None]
+    if lacking:
+        raise FakdError(f"loss {name}: give it {', '.join(lacking)}.")
+    given, draws = [batch[key] for key in wanted], getattr(term, "draws", False)
+    rng = torch_rng(seed, "loss", name, step) if draws else None
+    return term.look(**batch, rng=rng) if hasattr(term, "look") else (*given, rng) if draws else tuple(given)
 
 # %% ../nbs/48_losses.ipynb #4e91b3fc
 class DistillLoss(nn.Module):
@@ -49,26 +116,24 @@ class DistillLoss(nn.Module):
         spec: str,                                                         # such as `0.5*DS+0.5*TS+10*SA`
         student_shapes: Mapping[str, tuple[int, int, int]] | None = None,  # tap to (c, h, w), from `tap_shapes`
         teacher_shapes: Mapping[str, tuple[int, int, int]] | None = None,  # the same of the teacher, paired by position
+        *,
+        seed: int = 0,                                                     # of adapters, masks and every other draw
     ):
         super().__init__()
-        self.spec = parse_spec(spec)
         check_spec(spec)
-        self.weights = {str(term.name): term.weight for term in self.spec}
-        self.terms = nn.ModuleDict({term.name: LOSSES[term.name].cls(**term.options) for term in self.spec})
-        if self.needs_maps:
-            _check_shapes(
-                spec,
-                [t.name for t in self.spec],
-                list((student_shapes or {}).items()),
-                list((teacher_shapes or {}).items()),
-            )
+        self.spec, self.seed = parse_spec(spec), seed
+        student, teacher = list((student_shapes or {}).items()), list((teacher_shapes or {}).items())
+        _check_shapes(spec, self.spec, student, teacher)
+        channels = {"student_channels": [s[0] for _, s in student], "teacher_channels": [s[0] for _, s in teacher]}
+        self.weights = {term.name: term.weight for term in self.spec}
+        self.terms = nn.ModuleDict({term.name: _make(term, seed, **channels) for term in self.spec})
 
     @staticmethod
     def needs_of(
         spec: str,  # such as `0.5*DS+0.5*TS+10*SA`
     ) -> set[str]:  # of "teacher" and "maps"; empty if the ground truth is enough
         "What a loss needs beside the ground truth."
-        return {LOSSES[term.name].cls.needs for term in parse_spec(spec)} - {"hr"}
+        return set().union(*(KINDS[str(_make(term).needs)][1] for term in parse_spec(spec)))
 
     @property
     def needs_teacher(self) -> bool:
@@ -77,7 +142,7 @@ class DistillLoss(nn.Module):
 
     @property
     def needs_maps(self) -> bool:
-        "Whether any term looks at feature maps."
+        "Whether any term looks at feature maps of both networks."
         return any(term.needs == "maps" for term in self.terms.values())
 
     def forward(
@@ -87,10 +152,21 @@ class DistillLoss(nn.Module):
         teacher_sr_imgs: Tensor | None = None,  # teacher, if a term needs it
         student_maps: Sequence[Tensor] = (),    # at the student's taps
         teacher_maps: Sequence[Tensor] = (),    # at the teacher's taps
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # total, and each term with its weight
-        given = {"hr": (sr_imgs, hr_imgs), "teacher": (sr_imgs, teacher_sr_imgs), "maps": (student_maps, teacher_maps)}
+        *,
+        lr_imgs: Tensor | None = None,          # what both networks saw; this and the following if a term needs them
+        student: Net | None = None,             # LR images to SR images
+        teacher: Net | None = None,             # LR images to SR images and maps
+        features: Net | None = None,            # images to maps, with a gradient: from `features_of`
+        step: int = 0,                          # number of this call in the run: what is drawn depends on it
+    ) -> tuple[Tensor, dict[str, Tensor]]:      # total, and each term with its weight
+        batch = dict(
+            sr_imgs=sr_imgs, hr_imgs=hr_imgs, student_maps=student_maps, teacher_maps=teacher_maps, lr_imgs=lr_imgs,
+            student=student, teacher=teacher, features=features,
+            teacher_sr_imgs=None if teacher_sr_imgs is None else teacher_sr_imgs.detach(),
+        )
+        inputs = {name: _inputs(name, term, batch, self.seed, step) for name, term in self.terms.items()}
         with torch.autocast(sr_imgs.device.type, enabled=False):
-            weighted = {name: self.weights[name] * term(*given[str(term.needs)]) for name, term in self.terms.items()}
+            weighted = {name: self.weights[name] * term(*inputs[name]) for name, term in self.terms.items()}
             return torch.stack(list(weighted.values())).sum(), weighted
 
 # %% ../nbs/48_losses.ipynb #2548e482
@@ -104,13 +180,7 @@ def check_spec(
             raise FakdError(
                 f'loss {spec}: unknown loss "{term.name}". {nearest(term.name, LOSSES)}Known: {", ".join(LOSSES)}.'
             )
-        accepted = [k for k in inspect.signature(LOSSES[term.name].cls).parameters if k not in ("args", "kwargs")]
-        for key in term.options:
-            if key not in accepted:
-                raise FakdError(
-                    f'loss {spec}: {term.name} has no option "{key}". {nearest(key, accepted)}'
-                    f'Known: {", ".join(accepted) or "none"}.'
-                )
+        _check_options(spec, term)
         if term.weight <= 0:
             raise FakdError(
                 f"loss {spec}: the weight of {term.name} is {term.weight:g}; it must be positive. "
@@ -120,39 +190,164 @@ def check_spec(
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise FakdError(f"loss {spec}: {', '.join(twice)} given twice.")
-    if not {"DS", "TS"} & set(names):
+    if all(LOSSES[n].cls.needs == "maps" for n in names):
         raise FakdError(
             f"loss {spec}: no term on the image, so the student's last layers would not learn. Add DS or TS."
         )
 
+# %% ../nbs/48_losses.ipynb #713bd8a6
+def _check_options(spec: str, term: Spec) -> None:
+    "Every option must be known, of its default's type, and accepted by the term."
+    accepted = LOSSES[term.name].options
+    for key, value in term.options.items():
+        if key not in accepted:
+            raise FakdError(
+                f'loss {spec}: {term.name} has no option "{key}". {nearest(key, accepted)}'
+                f"Known: {', '.join(accepted) or 'none'}."
+            )
+        default, number = accepted[key], isinstance(value, (int, float)) and not isinstance(value, bool)
+        wanted, right = "a word", isinstance(value, str)
+        if isinstance(default, int):
+            wanted, right = "a whole number from 1", isinstance(value, int) and number and value >= 1
+        elif isinstance(default, float):
+            wanted, right = "a number from 0", number and 0 <= value < math.inf
+        if not right:
+            raise FakdError(f"loss {spec}: {term.name}'s {key} is {value!r}; give {wanted}, such as {default}.")
+    try:
+        _make(term)
+    except FakdError as fault:
+        raise FakdError(f"loss {spec}: {term.name}, {fault}") from None
 
-def _check_shapes(spec: str, names: list[str], student: list[Any], teacher: list[Any]) -> None:
-    "Every fault of the taps: none, unpaired, unequal in size."
-    feature_terms = ", ".join(n for n in names if LOSSES[n].cls.needs == "maps")
+# %% ../nbs/48_losses.ipynb #4d3e9d51
+def _check_shapes(spec: str, terms: Sequence[Spec], student: list[Any], teacher: list[Any]) -> None:
+    "Every fault of the taps: none, too few, unpaired, unequal in size."
+    users = [t.name for t in terms if "maps" in KINDS[str(_make(t).needs)][1]]
+    if not users:
+        return
     if not student or not teacher:
-        raise FakdError(f"loss {spec}: {feature_terms} needs taps; give some, such as [1, 2, 3].")
+        raise FakdError(f"loss {spec}: {', '.join(users)} needs taps; give some, such as [1, 2, 3].")
     if len(student) != len(teacher):
         raise FakdError(
             f"loss {spec}: {len(student)} student taps and {len(teacher)} teacher taps; they are paired by position."
         )
+    for name in users:
+        if len(student) < (least := getattr(LOSSES[name].cls, "min_taps", 1)):
+            raise FakdError(f"loss {spec}: {name} needs at least {least} taps, got {len(student)}.")
     for (s_name, (s_c, *s_hw)), (t_name, (t_c, *t_hw)) in zip(student, teacher, strict=True):
         if s_hw != t_hw:
             raise FakdError(
                 f"loss {spec}: taps {s_name} ({s_hw[0]}x{s_hw[1]}) and {t_name} ({t_hw[0]}x{t_hw[1]}) "
                 "differ in height or width."
             )
-        strict = [n for n in names if LOSSES[n].equal_channels]
+        strict = [n for n in users if LOSSES[n].channels == "equal"]
         if strict and s_c != t_c:
             raise FakdError(
                 f"loss {spec}: {', '.join(strict)} needs equal channels; {s_name} has {s_c}, {t_name} has {t_c}."
             )
 
-# %% ../nbs/48_losses.ipynb #4c487670
-def loss_table() -> str:
-    "The terms as a Markdown table: name, formula, cost, channels, source."
-    lines = ["| term | formula | memory of a tap | channels | source |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {name} | {t.formula} | {t.cost} | {'equal' if t.equal_channels else 'any'} | {t.source} |"
-        for name, t in LOSSES.items()
-    ]
-    return "\n".join(lines)
+# %% ../nbs/48_losses.ipynb #413dd0e0
+def loss_memory(
+    spec: str,                                    # such as `0.5*DS+0.5*TS+10*SA`
+    shapes: Mapping[str, tuple[int, int, int]],   # tap to (c, h, w), of the wider network
+    batch_size: int,                              # images computed at a time
+    hr_px: int = 192,                             # side of the SR images
+) -> int:                                         # bytes in fp32, at most
+    "Memory that the terms of a loss need in training, without the networks."
+    total = 0.0
+    for cost in (LOSSES[term.name].cost for term in parse_spec(spec)):
+        total += cost.get("image", 0) * batch_size * 3 * hr_px**2
+        total += cost.get("map", 0) * sum(batch_size * c * h * w for c, h, w in shapes.values())
+        total += cost.get("strip", 0) * max((min(2**19, (h * w) ** 2) for _, h, w in shapes.values()), default=0)
+    return int(4 * total)
+
+# %% ../nbs/48_losses.ipynb #04288b33
+class _Held(TorchDispatchMode):
+    "While open, counts the bytes of tensors that operations make and have not been freed."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {a.untyped_storage()._cdata for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor)):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self.seen:
+                self.seen[key] = weakref.ref(storage, partial(self._free, key, size))
+                self.now += size
+                self.most = max(self.most, self.now)
+        return out
+
+    def _free(self, key: int, size: int, _: Any) -> None:
+        self.seen.pop(key, None)
+        self.now -= size
+
+# %% ../nbs/48_losses.ipynb #c8006a69
+def _example(batch_size: int, channels: int, side: int, scale: int, device: str) -> dict[str, Any]:
+    "Random images and maps, and networks that only enlarge; what needs a gradient asks for one."
+    rng = torch_rng(0, "measure")
+    small, large = (batch_size, 3, side, side), (batch_size, 3, scale * side, scale * side)
+    lr_imgs, sr_imgs, hr_imgs = (torch.rand(size, generator=rng).mul(255).to(device) for size in (small, large, large))
+    maps = [torch.randn((batch_size, channels, side, side), generator=rng).to(device) for _ in range(4)]
+    gain = torch.ones((), device=device, requires_grad=True)
+    return dict(
+        sr_imgs=sr_imgs.requires_grad_(), hr_imgs=hr_imgs, teacher_sr_imgs=hr_imgs, lr_imgs=lr_imgs,
+        student_maps=[m.requires_grad_() for m in maps[:2]], teacher_maps=maps[2:], gain=gain,
+        student=lambda imgs: bicubic(imgs, scale) * gain, teacher=lambda imgs: (bicubic(imgs, scale), []),
+        features=lambda imgs: [imgs],
+    )
+
+# %% ../nbs/48_losses.ipynb #c4a4e29c
+def measure_losses(
+    names: Sequence[str] = tuple(LOSSES),  # terms
+    batch_size: int = 16,                  # images
+    channels: int = 64,                    # of student and teacher maps
+    side: int = 48,                        # of the LR patch and the maps, in pixels
+    scale: int = 4,                        # of the SR images
+    device: str = "cpu",                   # cpu or cuda
+    repeats: int = 3,                      # timed runs; the fastest counts
+) -> dict[str, tuple[int, float]]:         # term to bytes at the peak and seconds
+    "Memory and time of value and gradient of each term."
+    return {
+        name: _measure(name, _example(batch_size, channels, side, scale, device), channels, device, repeats)
+        for name in names
+    }
+
+# %% ../nbs/48_losses.ipynb #484b5b59
+def _measure(name: str, batch: dict[str, Any], channels: int, device: str, repeats: int) -> tuple[int, float]:
+    "Bytes at the peak and seconds of value and gradient of one term."
+    taps = getattr(LOSSES[name].cls, "min_taps", 1)
+    batch |= {key: batch[key][:taps] for key in ("student_maps", "teacher_maps")}
+    term: Any = _make(parse_spec(name)[0], student_channels=[channels] * taps, teacher_channels=[channels] * taps)
+    leaves = [batch.pop("gain"), batch["sr_imgs"], *batch["student_maps"], *term.to(device).parameters()]
+
+    def run() -> float:
+        started = time.perf_counter()
+        torch.autograd.grad(term(*_inputs(name, term, batch, 0, 0)), leaves, allow_unused=True)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    with _Held() as held:  # this turn warms up and is looked into
+        run()
+    return held.most, min(run() for _ in range(repeats))
+
+# %% ../nbs/48_losses.ipynb #81777dd5
+def loss_table(
+    measured: Mapping[str, tuple[int, float]] | None = None,  # from `measure_losses`; None: memory in words
+) -> str:                                                     # Markdown
+    "The terms as a table: name, options, formula, channels, cost, source."
+    head = ["term", "options", "formula", "channels", *(["MB", "ms"] if measured else ["memory"]), "source"]
+    lines = [head, ["---"] * len(head)]
+    for name, term in LOSSES.items():
+        if measured is not None and name in measured:
+            cost = [f"{measured[name][0] / 1e6:.0f}", f"{1000 * measured[name][1]:.0f}"]
+        elif measured is not None:
+            cost = ["", ""]
+        else:
+            cost = [" + ".join(f"{n:g} {unit}" for unit, n in term.cost.items())]
+        options = ", ".join(f"{k}={v}" for k, v in term.options.items())
+        lines.append([name, options, term.formula.replace("|", "\\|"), term.channels, *cost, term.source])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

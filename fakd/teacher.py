@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .losses_image import features_of
 from .taps import Taps
 
 # %% auto #0
@@ -34,3 +35,10 @@ class Teacher:
         "Look once; nothing is recorded for a gradient."
         with Taps(self.net, self.taps) as taps:
             return self.net(lr_imgs), taps.maps
+
+    def features(
+        self,
+        imgs: Tensor,      # (b, 3, h, w), 0..255, of any size
+    ) -> list[Tensor]:     # a map (b, c, h, w) for each tap
+        "The maps of any images, with a gradient to the images; what comes after the last tap is not computed."
+        return features_of(self.net, self.taps)(imgs)

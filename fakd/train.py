@@ -25,7 +25,7 @@ from .config import DistillConfig, TeacherConfig, run_name
 from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
-from .losses import DistillLoss
+from .losses import DistillLoss, loss_memory
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
@@ -36,8 +36,8 @@ from .trainer import Curves, Diverged, History, Progress, Saver, Trainer, restor
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'warm_start', 'tap_pairs', 'prepare', 'fit', 'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish',
-           'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'warm_start', 'tap_pairs', 'prepare', 'fit', 'Fitted', 'held_out_psnr', 'score',
+           'query_pixels', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -84,21 +84,37 @@ class Setup:
         return Patches(self.images, cfg.scale, cfg.patch_px, cfg.seed).batch(0, cfg.batch_size)
 
     def _repr_html_(self) -> str:
-        nets = [("student", self.new_student()), ("teacher", self.teacher)]
-        rows = "".join(
-            f"<tr><td>{role}</td><td><code>{html.escape(net_spec(net))}</code></td>"
-            f"<td>{describe_net(net)['params']:,}</td>"
-            f"<td>{describe_net(net)['macs'] / 1e9:.2f} G</td></tr>"
-            for role, net in nets
-            if net is not None
-        )
-        taps = ", ".join(s if s == t else f"{s} = {t}" for s, t in self.taps) or "none"
-        sets = ", ".join(f"{d.name} ({d.count}, {d.role})" for d in self.data)
-        return (
-            f"<p><b>{self.run.id}</b></p><table><thead><tr><th></th><th>network</th><th>parameters</th>"
-            "<th>multiply-adds at 48x48</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table><p>taps: {html.escape(taps)}<br>images: {html.escape(sets)}</p>"
-        )
+        return setup_tables(self)
+
+# %% ../nbs/65_train.ipynb #d32949be
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    "A plain HTML table."
+    cells = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table>"
+
+
+def setup_tables(
+    setup: Setup,  # from `prepare`
+) -> str:          # HTML
+    "What is about to be trained: networks, pairs of taps with their shapes, the loss's memory, images."
+    cfg, student = setup.config, setup.new_student()
+    about = [("student" if setup.teacher is not None else "network", describe_net(student), net_spec(student))]
+    parts = []
+    if setup.teacher is not None:
+        about.append(("teacher", describe_net(setup.teacher), net_spec(setup.teacher)))
+    nets = [(role, spec, f"{d['params']:,}", f"{d['macs'] / 1e9:.2f} G") for role, d, spec in about]
+    parts.append(_table(["", "network", "parameters", "multiply-adds at 48x48"], nets))
+    if setup.taps and setup.teacher is not None:
+        ours, theirs = (tap_shapes(net, [pair[i] for pair in setup.taps], cfg.patch_px)
+                        for i, net in enumerate((student, setup.teacher)))
+        pairs = zip(ours.items(), theirs.items(), strict=True)
+        parts.append(_table(["student tap", "shape", "teacher tap", "shape"], [(*a, *b) for a, b in pairs]))
+        wider = max(ours, theirs, key=lambda shapes: sum(c for c, _, _ in shapes.values()))
+        memory = loss_memory(cfg.loss, wider, cfg.batch_size // cfg.accumulate, cfg.scale * cfg.patch_px)
+        parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
+    parts.append(_table(["images", "count", "role"], [(d.name, d.count, d.role) for d in setup.data]))
+    return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
 
 # %% ../nbs/65_train.ipynb #2af32a1f
 def warm_start(
@@ -180,12 +196,12 @@ def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> Distill
     "The config's loss, or the ground truth alone for a student without a teacher."
     cfg = setup.config
     if setup.teacher is None or not distil:
-        return DistillLoss(cfg.loss if setup.teacher is None else "DS")
+        return DistillLoss(cfg.loss if setup.teacher is None else "DS", seed=cfg.seed)
     shapes = [
         tap_shapes(net, [pair[i] for pair in setup.taps], cfg.patch_px)
         for i, net in enumerate((student, setup.teacher))
     ]
-    return DistillLoss(cfg.loss, *shapes)
+    return DistillLoss(cfg.loss, *shapes, seed=cfg.seed)
 
 
 def _folder(setup: Setup) -> Run:

@@ -192,17 +192,21 @@ def train_step(
         group["lr"] = learn_rate_at(t.step, cfg.steps, cfg.learn_rate, cfg.schedule)
     t.optimiser.zero_grad(set_to_none=True)
     seen = torch.zeros(len(t.guard.names), device=t.device)
-    for lr_part, hr_part in zip(lr_imgs.chunk(cfg.accumulate), hr_imgs.chunk(cfg.accumulate), strict=True):
+    parts = zip(lr_imgs.chunk(cfg.accumulate), hr_imgs.chunk(cfg.accumulate), strict=True)
+    for i, (lr_part, hr_part) in enumerate(parts):
         lr_part, hr_part = _to_device(lr_part, t.device), _to_device(hr_part, t.device)
         with torch.autocast(t.device.type, dtype, enabled=dtype != torch.float32), Taps(t.student, t.taps) as taps:
             teacher_sr, teacher_maps = t.teacher(lr_part) if t.teacher else (None, [])
-            total, terms = t.loss(t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps)  # in fp32
+            total, terms = t.loss(  # in fp32
+                t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps, step=t.step * cfg.accumulate + i,
+                lr_imgs=lr_part, student=t.student, teacher=t.teacher, features=t.teacher and t.teacher.features,
+            )
         t.scaler.scale(total / cfg.accumulate).backward()  # the mean over the parts is the mean over the batch
         seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
     t.guard.add(t.step, seen)
     if cfg.clip_norm:
         t.scaler.unscale_(t.optimiser)
-        nn.utils.clip_grad_norm_(t.student.parameters(), cfg.clip_norm)
+        nn.utils.clip_grad_norm_([p for group in t.optimiser.param_groups for p in group["params"]], cfg.clip_norm)
     t.scaler.step(t.optimiser)
     t.scaler.update()
     if t.average is not None:

@@ -34,7 +34,8 @@ def change(
 ) -> Tensor:            # same shape
     "Invert colours, flip up-down, flip left-right, transpose; or undo it."
     if imgs.shape[2] != imgs.shape[3]:
-        raise FakdError(f"images of {imgs.shape[3]}x{imgs.shape[2]} pixels cannot be transposed in a batch: use square.")
+        h, w = imgs.shape[2:]
+        raise FakdError(f"images of {w}x{h} pixels cannot be transposed within a batch: use squares.")
     chosen = chosen.to(imgs.device)
     for i in reversed(range(len(CHANGES))) if undo else range(len(CHANGES)):
         imgs = torch.where(chosen[:, i, None, None, None], CHANGES[i](imgs), imgs)

@@ -101,11 +101,11 @@ def test_resuming_with_changed_settings_is_refused_and_more_steps_are_allowed(sm
 def test_a_diverging_run_fails_with_a_record_and_keeps_its_checkpoint(small, tmp_path):
     from fakd.trainer import Diverged
 
-    with pytest.raises(Diverged, match=r"step \d+ of plain: DS is (nan|inf)"):
+    with pytest.raises(Diverged, match=r"plain, step \d+: DS is (nan|inf)"):
         distill(**small | {"out_dir": str(tmp_path / "runs"), "learn_rate": 1e12, "schedule": "constant"})
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).record.state == "failed"
-    assert "of plain: DS is" in Run(folder).record.error
+    assert "plain, step" in Run(folder).record.error
     assert (folder / "checkpoints/plain.pt").exists()
     assert not Run(folder).finished
 

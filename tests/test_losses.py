@@ -1,0 +1,511 @@
+"Every loss term: the authors' values, and what must hold for each line of LOSSES."
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fakd.affinity import pairs_l1, spatial_affinity, unit_maps
+from fakd.core import FakdError, torch_rng
+from fakd.degrade import imresize
+from fakd.losses import KINDS, LOSSES, DistillLoss, check_spec, loss_memory, loss_table, measure_losses
+from fakd.losses_affinity import RBF
+from fakd.losses_feature import MGD
+from fakd.losses_image import VGG19, bicubic, features_of, vgg_features
+from fakd.taps import Taps
+from fakd.trainer import make_optimiser
+from fakd.upcycle import Upcycle
+
+# The authors' values: inputs and values are in the repository, gradients only beside the developers' checkout.
+
+VALUES = np.load(Path(__file__).parent / "golden" / "losses.npz")
+GOLDEN = sorted({tuple(key.split("/")[:2]) for key in VALUES if "/value_" in key})
+
+
+def term_of(text):
+    "The term of a golden key: SA, PSA_avg_k2, RBF_max_k1_P4_gamma1."
+    name, *options = text.split("_")
+    words = {"k": int, "P": int, "gamma": float}
+    found = {w: kind(o[len(w):]) for o in options for w, kind in words.items() if o.startswith(w)}
+    found |= {"pool": options[0]} if options else {}
+    return LOSSES[{"fitnet": "FitNet"}.get(name, name)].cls(**found)
+
+
+def golden_maps(case, dtype):
+    "Maps of student (with gradient) and teacher."
+    n = sum(key.startswith(f"{case}/student") for key in VALUES)
+    student, teacher = ([torch.tensor(VALUES[f"{case}/{who}{i}"]).to(dtype) for i in range(n)] for who in WHO)
+    return [m.requires_grad_() for m in student], teacher
+
+
+WHO = ("student", "teacher")
+
+
+@pytest.mark.parametrize("case, term", GOLDEN)
+@pytest.mark.parametrize("dtype, suffix, tolerance", [(torch.float64, "f64", 1e-9), (torch.float32, "f32", 1e-5)])
+def test_value_equals_the_authors(case, term, dtype, suffix, tolerance):
+    key = f"{case}/{term}/value_{suffix}"
+    if key not in VALUES:
+        key = f"{case}/{term}/value_f64"  # the reference's fp32 value was not kept for every set
+    value = term_of(term)(*golden_maps(case, dtype))
+    assert value.dtype == dtype
+    assert value.item() == pytest.approx(float(VALUES[key]), rel=tolerance)
+
+
+@pytest.mark.parametrize("case, term", GOLDEN)
+def test_gradient_equals_the_authors_and_is_zero_where_theirs_is_nan(case, term, shared):
+    wanted = np.load(shared / "golden" / "losses" / "losses.npz")
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        student, teacher = golden_maps(case, dtype)
+        found = torch.autograd.grad(term_of(term)(student, teacher), student, allow_unused=True)
+        assert all(g.isfinite().all() for g in found if g is not None)
+        for i, g in enumerate(found):
+            if (key := f"{case}/{term}/grad{i}_f64") in wanted:
+                target = wanted[key]
+                dead = np.isnan(target)
+                assert (g.numpy()[dead] == 0).all()
+                error = np.abs(g.numpy() - target)[~dead].max()
+                assert error <= tolerance * np.abs(target[~dead]).max(), f"{key}: {error:.1e}"
+
+
+def test_positions_of_zeros_get_no_gradient_in_any_term_on_maps():
+    student, teacher = golden_maps("zero_position", torch.float64)
+    dead = (student[0].detach() == 0).all(1, keepdim=True).expand_as(student[0])
+    assert dead.any()
+    for name in ("SA", "PSA", "RBF"):
+        (grad,) = torch.autograd.grad(LOSSES[name].cls()(student, teacher), student)
+        assert grad.isfinite().all() and (grad[dead] == 0).all(), name
+
+
+# What holds for every term
+
+
+class Toy(nn.Module):
+    "A network of scale 2 with two places to tap."
+
+    def __init__(self, channels, seed):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.head = nn.Conv2d(3, channels, 3, padding=1)
+            self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1))
+            self.tail = nn.Sequential(nn.Conv2d(channels, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, lr_imgs):
+        return 255 * torch.sigmoid(self.tail(self.body(self.head(lr_imgs / 255))))
+
+
+TAPS = ["head", "body"]
+MAPS = [name for name, term in LOSSES.items() if term.cls.needs == "maps"]
+LOOKING = [name for name, term in LOSSES.items() if term.cls.needs in ("features", "nets")]
+PLAIN = {"ZoomIn": "ZoomIn(invert=0)", "Invert": "Invert(invert=0)"}  # the plain input too: zero for equal networks
+
+
+def batch(b=3, side=16, seed=0):
+    "LR and HR images."
+    rng = torch_rng(seed, "images")
+    return (torch.rand((b, 3, n, n), generator=rng).mul(255).round() for n in (side, 2 * side))
+
+
+def loss_of(spec, student, teacher, seed=0):
+    "The loss of one term, with what its taps need."
+    shapes = [{name: (net.head.out_channels, 16, 16) for name in TAPS} for net in (student, teacher)]
+    name = spec.split("(")[0]
+    return DistillLoss(spec if LOSSES[name].cls.needs != "maps" else f"DS+{spec}", *shapes, seed=seed), name
+
+
+def run(spec, student, teacher, hr_is_sr=False, step=0, loss=None):
+    "Value of one term for two networks, and the teacher's tensors, which ask for a gradient."
+    loss, name = (loss, spec.split("(")[0]) if loss is not None else loss_of(spec, student, teacher)
+    teacher.requires_grad_(False)
+    lr_imgs, hr_imgs = batch()
+    with Taps(teacher, TAPS) as taps:
+        seen = [m.clone().requires_grad_() for m in (teacher(lr_imgs), *taps.maps)]
+
+    def frozen(imgs):
+        return teacher(imgs), []
+
+    with Taps(student, TAPS) as taps:
+        sr_imgs = student(lr_imgs)
+        _, terms = loss(
+            sr_imgs, sr_imgs.detach() if hr_is_sr else hr_imgs, seen[0], taps.maps, seen[1:], step=step,
+            lr_imgs=lr_imgs, student=student, teacher=frozen, features=features_of(teacher, TAPS),
+        )
+    return terms[name], seen
+
+
+def pair(name):
+    "A narrow student and a teacher, as wide as the term allows."
+    return Toy(6, 1), Toy(6 if LOSSES[name].channels == "equal" else 9, 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_student_gets_a_finite_gradient_and_the_teacher_none(name):
+    student, teacher = pair(name)
+    value, seen = run(name, student, teacher)
+    value.backward()
+    assert value.isfinite() and value.dtype == torch.float32 and value.shape == ()
+    grads = [p.grad for p in student.head.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in grads)
+    assert sum(g.abs().sum() for g in grads) > 0
+    assert all(t.grad is None for t in seen)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_smallest_value_where_student_equals_teacher(name):
+    teacher = Toy(6, 2)
+    student = copy.deepcopy(teacher)
+    spec = PLAIN.get(name, name)
+    if name == "MGD":
+        spec = "MGD(mask=0)"
+    loss, _ = loss_of(spec, student, teacher)
+    least = 0.0
+    if name == "MGD":  # a generator that changes nothing gives 0; its ReLU must not cut, so its inputs are lifted
+        for generator in loss.terms[name].generators:
+            for layer, lift in ((generator[0], 1e3), (generator[2], -1e3)):
+                nn.init.dirac_(layer.weight)
+                nn.init.constant_(layer.bias, lift)
+    if name == "VID":  # foretold exactly, the logarithm of the variance is left
+        least = sum(0.5 * torch.log(nn.functional.softplus(a) + 1e-5).mean().item() for a in loss.terms[name].alphas)
+        for mean in loss.terms[name].means:
+            mean.forward = lambda maps: maps
+    value, _ = run(spec, student, teacher, hr_is_sr=name == "DS", loss=loss)
+    assert value.item() == pytest.approx(least, abs=1e-5 if name != "MGD" else 1e-3)
+    other, _ = run(spec, Toy(6, 1), teacher, loss=loss)
+    assert other > value + 1e-6
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_computed_in_fp32_inside_autocast(name):
+    student, teacher = pair(name)
+    loss, _ = loss_of(name, student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, _ = run(name, student, teacher, loss=loss)
+    assert value.dtype == torch.float32 and value.isfinite()
+    if name in LOOKING:
+        return  # their networks ran in bf16 as the caller wished; only the comparison is in fp32
+    rng = torch_rng(0, "halves")
+    images = [(255 * torch.rand((3, 3, 32, 32), generator=rng)).bfloat16() for _ in range(3)]
+    maps = [[torch.randn((3, net.head.out_channels, 16, 16), generator=rng).bfloat16() for _ in TAPS]
+            for net in (student, teacher)]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(*images, *maps)[1][name]
+    full = loss(*(i.float() for i in images), *([m.float() for m in ms] for ms in maps))[1][name]
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
+
+
+def scaled(maps):
+    return 3.5 * maps
+
+
+def shifted(maps):
+    return maps + 2.5
+
+
+def turned(maps):
+    "Channels rotated among themselves."
+    q = torch.linalg.qr(torch.randn(maps.shape[1], maps.shape[1], generator=torch_rng(0, "q"), dtype=maps.dtype))[0]
+    return torch.einsum("dc,bchw->bdhw", q, maps)
+
+
+def shuffled(maps):
+    return maps[:, torch.randperm(maps.shape[1], generator=torch_rng(0, "order"))]
+
+
+def weighted(maps):
+    "Each channel with a factor of its own, some negative."
+    factors = torch.linspace(-2, 3.5, maps.shape[1], dtype=maps.dtype)
+    return maps * factors[:, None, None]
+
+
+def lifted(maps):
+    "Each channel with a constant of its own."
+    return maps + torch.arange(maps.shape[1], dtype=maps.dtype)[:, None, None]
+
+
+INVARIANCES = {
+    "SA": [scaled, turned], "PSA": [scaled, shuffled], "RBF": [scaled, turned], "MMD": [shifted, shuffled],
+    "CA": [scaled], "IA": [scaled, turned], "SP": [scaled, turned], "PKT": [scaled, turned],
+    "RKD": [scaled, shifted, turned], "AT": [scaled, turned, torch.neg], "CWD": [lifted], "NST": [weighted, shuffled],
+    "FSP": [], "FitNet": [], "VID": [], "MGD": [],
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_invariances_that_are_claimed(name):
+    rng = torch_rng(0, "maps")
+    student, teacher = ([torch.randn((4, 6, 5, 7), generator=rng, dtype=torch.float64) for _ in range(2)] for _ in WHO)
+    loss = DistillLoss(f"DS+{name}", *({str(i): (6, 5, 7) for i in range(2)} for _ in WHO)).double()
+    one = torch.zeros(1)
+    value = loss(one, one, None, student, teacher)[1][name]
+    for change in INVARIANCES[name]:
+        same = loss(one, one, None, [change(m) for m in student], teacher)[1][name]
+        assert same.item() == pytest.approx(value.item(), rel=1e-6), change.__name__
+    moved = loss(one, one, None, [m.roll(1, 3) for m in student], teacher)[1][name]
+    blind = name in ("CA", "FSP", "IA", "SP", "PKT", "RKD")  # relations of channels and images know no positions
+    assert (moved.item() == pytest.approx(value.item(), rel=1e-6)) == blind
+
+
+def test_fft_does_not_mind_where_both_images_are():
+    (_, a), (_, b), fft = batch(seed=1), batch(seed=2), DistillLoss("FFT")
+    around = [imgs.roll((3, 5), (2, 3)) for imgs in (a, b)]
+    assert fft(around[0], a, around[1])[0].item() == pytest.approx(fft(a, a, b)[0].item(), rel=1e-5)
+
+
+def maps_of(*rows):
+    "A map of one image: a row a channel, a number a position."
+    return [torch.tensor(rows, dtype=torch.float64)[None, :, None, :]]
+
+
+def images_of(*numbers):
+    "Maps of one channel and one position, a number an image."
+    return [torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1, 1, 1)]
+
+
+FLAT, NONE = torch.full((1, 1, 8, 8), 3.0), torch.zeros(1, 1, 8, 8)
+ORTHOGONAL, PARALLEL = maps_of([1, 0], [0, 1]), maps_of([1, 2], [1, 2])
+BY_HAND = {  # term, what it is called with, value; the notebooks work most of them out
+    "DS": ("DS", (FLAT, NONE), 3),
+    "TS": ("TS", (FLAT, NONE), 3),
+    "SA": ("SA", (ORTHOGONAL, PARALLEL), 1 / 2),
+    "PSA": ("PSA(k=2,pool=avg)", (maps_of([1, 0, 0], [0, 1, 1]), maps_of([1, 1, 1], [1, 1, 1])), (1 - 0.5**0.5) / 2),
+    "MMD": ("MMD", (maps_of([0, 2], [0, 4]), maps_of([1, 2])), 1),
+    "RBF": ("RBF(P=1,gamma=0.5)", (ORTHOGONAL, PARALLEL), math.exp(-1) / 2),
+    "CA": ("CA", (maps_of([1, 0], [0, 5]), maps_of([1, 1], [2, 2])), 1 / 2),
+    "IA": ("IA", (images_of(3, 4), images_of(1, 0)), 0.65),
+    "SP": ("SP", (images_of(3, 4), images_of(1, 0)), 1.8 / 4),
+    "PKT": ("PKT", ([torch.eye(2).reshape(2, 2, 1, 1)], [torch.ones(2, 2, 1, 1)]), math.log(9 / 8) / 4),
+    "RKD": ("RKD", (images_of(0, 1, 3), [torch.eye(3).reshape(3, 3, 1, 1)]), 1 / 12 + 2 * 1.25 / 3),
+    "AT": ("AT", (maps_of([1, 0]), maps_of([1, -1])), 1 / 2),
+    "FSP": ("FSP", (maps_of([1, 2]) + maps_of([3, 4]), maps_of([1, 1]) * 2), 4.5),
+    "FitNet": ("FitNet", (maps_of([1, 2]), maps_of([3, 5])), 2.5),
+    "CWD": ("CWD(temperature=1)", (maps_of([0, 0]), maps_of([math.log(3), 0])), 0.75 * math.log(3) - math.log(2)),
+    "NST": ("NST", (maps_of([1, 0]), maps_of([0, 3], [0, -2])), 2),
+    "VID": ("VID", (maps_of([3, 3]), maps_of([1, 1])), (4 / 5 + math.log(5)) / 2),
+    "MGD": ("MGD(mask=0)", (maps_of([3, 3]), maps_of([1, 1])), 4),
+    "Wavelet": ("Wavelet(levels=2)", (FLAT, NONE), 12),
+    "FFT": ("FFT", (FLAT, NONE), 24 / 64),
+    "CSD": ("CSD", ([FLAT], [FLAT + 2], [FLAT + 4]), 1 / 2),
+    "ZoomIn": ("ZoomIn", (FLAT, NONE), 3),
+    "ZoomOut": ("ZoomOut(truth=2)", (FLAT, NONE, FLAT + 1), 3 + 2 * 1),
+    "Invert": ("Invert", (FLAT, NONE), 3),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_worked_out_by_hand(name):
+    spec, given, wanted = BY_HAND[name]
+    shapes = {str(i): (1, 2, 2) for i in range(len(given[0]) if "maps" in DistillLoss.needs_of(spec) else 0)}
+    term = DistillLoss(spec if LOSSES[name].cls.needs != "maps" else f"DS+{spec}", shapes, shapes).terms[name].double()
+    if name in ("VID", "MGD"):  # learned parts that hand on what they get
+        for layer in (m for m in term.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.dirac_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    given += (torch_rng(0),) if name == "MGD" else ()
+    assert term(*given).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in MAPS if n not in ("SA", "PSA", "MMD", "RBF", "CA", "IA", "AT", "FSP")])
+def test_gradient_is_the_one_of_finite_differences(name):
+    rng = torch_rng(0, "small")
+    student, teacher = (torch.randn((3, 2, 2, 3), generator=rng, dtype=torch.float64) for _ in WHO)
+    shapes = {"0": (2, 2, 3)}
+    loss = DistillLoss(f"DS+{name}", shapes, shapes).double()
+    one = torch.zeros(1)
+
+    def value(maps):
+        return loss(one, one, None, [maps], [teacher])[1][name]
+
+    assert torch.autograd.gradcheck(value, student.requires_grad_(), atol=1e-6)
+
+
+# Adapters and draws
+
+
+def test_adapters_are_trained_and_saved_with_the_loss_and_left_out_of_the_student():
+    student, teacher = Toy(6, 1), Toy(9, 2)
+    names = set(student.state_dict())
+    loss, _ = loss_of("FitNet", student, teacher, seed=5)
+    before = copy.deepcopy(loss.state_dict())
+    optimiser = make_optimiser([student, loss], 1e-2)
+    value, _ = run("FitNet", student, teacher, loss=loss)
+    value.backward()
+    optimiser.step()
+    assert set(student.state_dict()) == names
+    assert any(not torch.equal(before[k], v) for k, v in loss.state_dict().items())
+    again, _ = loss_of("FitNet", student, teacher, seed=5)
+    assert all(torch.equal(before[k], v) for k, v in again.state_dict().items())  # the start depends on the seed alone
+    again.load_state_dict(loss.state_dict())
+    assert run("FitNet", student, teacher, loss=again)[0] == run("FitNet", student, teacher, loss=loss)[0]
+
+
+def test_making_a_loss_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    for name in ("FitNet", "CWD", "VID", "MGD"):
+        loss_of(name, Toy(6, 1), Toy(9, 2))
+    run("MGD", Toy(6, 1), Toy(9, 2))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", [n for n, term in LOSSES.items() if getattr(term.cls, "draws", False)])
+def test_draws_are_a_function_of_seed_and_step(name):
+    student, teacher = pair(name)
+    spec = {"CSD": "CSD(crop=16)", "ZoomOut": "ZoomOut(invert=0.5)"}.get(name, name)
+    values = [run(spec, student, teacher, step=step)[0].item() for step in (3, 3, 4)]
+    assert values[0] == values[1] != values[2]
+    loss, _ = loss_of(spec, student, teacher, seed=1)
+    loss.load_state_dict(loss_of(spec, student, teacher)[0].state_dict())
+    assert run(spec, student, teacher, step=3, loss=loss)[0].item() != values[0]
+
+
+def test_mgd_erases_the_share_that_is_asked_for():
+    term = MGD(mask=0.25, student_channels=[1], teacher_channels=[1])
+    seen = []
+    term.generators[0].forward = lambda maps: seen.append(maps) or maps
+    term([torch.ones(8, 1, 32, 32)], [torch.ones(8, 1, 32, 32)], torch_rng(0))
+    assert seen[0].mean().item() == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("zoom", ["in", "out", "none"])
+def test_upcycled_inputs_are_pieces_of_the_batch(zoom):
+    lr_imgs, hr_imgs = batch()
+    made, chosen = Upcycle(zoom, 0.5)(lr_imgs, hr_imgs, torch_rng(0))
+    assert made.shape == ((3, 3, 8, 8) if zoom == "out" else (3, 3, 16, 16)) and chosen.shape == (3, 4)
+    if zoom == "in":
+        for i in range(3):
+            windows = hr_imgs[i].unfold(1, 16, 1).unfold(2, 16, 1)
+            assert (windows == made[i][:, None, None]).all((0, 3, 4)).any()
+
+
+# Helpers of the terms
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_bicubic_batches_equal_imresize(scale):
+    lr_imgs, _ = batch(b=2, side=24)
+    for factor in (scale, 1 / scale):
+        wanted = [imresize(img.permute(1, 2, 0).numpy().astype(np.uint8), factor) for img in lr_imgs]
+        found = bicubic(lr_imgs, factor).permute(0, 2, 3, 1).numpy()
+        assert (found != np.stack(wanted)).mean() < 1e-3 and np.abs(found - np.stack(wanted)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["SA", "PSA", "MMD", "RBF"])
+def test_no_n_x_n_matrix_is_held(name):
+    found = measure_losses([name], batch_size=1, channels=4, side=64, repeats=1)
+    assert found[name][0] < 64**4 * 4 / 3
+
+
+def test_strips_of_any_height_give_the_same():
+    rng = torch_rng(0, "strips")
+    s, t = (torch.randn((2, 3, 35), generator=rng, dtype=torch.float64) for _ in WHO)
+    kernel = RBF(P=3, gamma=0.7).kernel
+    s.requires_grad_()
+    plain = (torch.stack([kernel(u, u) for u in s]) - torch.stack([kernel(u, u) for u in t])).abs().mean()
+    (wanted,) = torch.autograd.grad(plain, s)
+    for tile in (1, 4, 35, 100):
+        value = pairs_l1(s, t, kernel, tile)
+        (found,) = torch.autograd.grad(value, s)
+        assert abs(value - plain) < 1e-14 and (found - wanted).abs().max() < 1e-14
+
+
+def test_channel_affinity_is_the_spatial_one_turned_round():
+    maps = golden_maps("rect", torch.float64)[1][0]
+    unit = unit_maps(maps.flatten(2).transpose(1, 2))
+    assert torch.equal(spatial_affinity(maps.flatten(2).transpose(1, 2)), unit.transpose(1, 2) @ unit)
+
+
+def save_vgg(folder):
+    "Random weights under torchvision's names and file name."
+    state, i, c_in = {}, 0, 3
+    rng = torch_rng(0, "vgg")
+    for c_out in VGG19:
+        if c_out:
+            state[f"features.{i}.weight"] = torch.randn((c_out, c_in, 3, 3), generator=rng) * (2 / 9 / c_in) ** 0.5
+            state[f"features.{i}.bias"] = torch.zeros(c_out)
+            c_in = c_out
+        i += 2 if c_out else 1
+    state |= {"features.30.weight": torch.zeros(1), "classifier.0.weight": torch.zeros(1)}  # not needed
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "vgg19-00000000.pth")
+
+
+def test_csd_takes_vgg_features_where_the_weights_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FakdError, match="features=vgg: no vgg19-"):
+        check_spec("DS+CSD(features=vgg)")
+    save_vgg(tmp_path / "checkpoints")
+    imgs = torch.rand(2, 3, 32, 32).mul(255).requires_grad_()
+    maps = vgg_features()(imgs)
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
+    assert DistillLoss.needs_of("DS+CSD(features=vgg)") == {"teacher"}
+    student, teacher = pair("CSD")
+    loss, _ = loss_of("CSD(features=vgg,crop=32)", student, teacher)
+    value, _ = run("CSD", student, teacher, loss=loss)
+    value.backward()
+    assert value > 0 and student.head.weight.grad.abs().sum() > 0
+
+
+# The spec and the tables
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_line_of_the_table_is_complete(name):
+    line = LOSSES[name]
+    assert line.cls.needs in KINDS and line.formula and line.source and line.cost
+    assert line.channels in ("any", "equal", "adapter")
+    assert f"| {name} |" in loss_table()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_unequal_channels_are_refused_adapted_or_taken_as_the_table_says(name):
+    narrow, wide = ({str(i): (c, 5, 5) for i in range(2)} for c in (4, 6))
+    if LOSSES[name].channels == "equal":
+        with pytest.raises(FakdError, match=f"{name} needs equal channels; 0 has 4, 0 has 6"):
+            DistillLoss(f"DS+{name}", narrow, wide)
+    else:
+        learned = list(DistillLoss(f"DS+{name}", narrow, wide).parameters())
+        assert bool(learned) == (LOSSES[name].channels == "adapter")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_estimated_memory_is_what_is_measured(name):
+    measured = measure_losses([name], batch_size=4, channels=16, side=32, repeats=1)[name][0]
+    taps = getattr(LOSSES[name].cls, "min_taps", 1)
+    estimate = loss_memory(name, {str(i): (16, 32, 32) for i in range(taps)}, 4, hr_px=128)
+    assert 0.6 < estimate / measured < 2.1
+
+
+@pytest.mark.parametrize(
+    "spec, fault",
+    [
+        ("DS+Fitnet", 'unknown loss "Fitnet". Did you mean "FitNet"?'),
+        ("DS+psa", 'unknown loss "psa". Did you mean "PSA"?'),
+        ("DS+PSA(k=two)", "PSA's k is 'two'; give a whole number from 1, such as 1."),
+        ("DS+PSA(k=True)", "PSA's k is True; give a whole number"),
+        ("DS+RBF(gamma=-1)", "RBF's gamma is -1; give a number from 0, such as 5.0."),
+        ("DS+MGD(mask=1)", "MGD, mask 1: give the share of positions to erase"),
+        ("DS+MGD(student_channels=3)", 'MGD has no option "student_channels". Known: mask.'),
+        ("DS+CWD(temperature=0)", "CWD, temperature 0: it must be positive"),
+        ("DS+RKD(distance=0,angle=0)", "RKD: distance and angle are both 0"),
+        ("DS+FFT(target=student)", 'unknown target "student"'),
+        ("ZoomIn(invert=2)", "invert 2: give a probability"),
+        ("CSD(crop=8)", "crop 8: a window needs at least 16 pixels"),
+        ("FitNet+SA", "no term on the image"),
+    ],
+)
+def test_faults_of_a_spec_are_named_before_anything_runs(spec, fault):
+    with pytest.raises(FakdError) as found:
+        check_spec(spec)
+    assert fault in str(found.value) and str(found.value).startswith(f"loss {spec}: ")
+
+
+def test_the_options_of_the_issue_are_understood():
+    loss = DistillLoss("5*PSA(k=2,pool=avg)+0.5*TS", *({"a": (4, 5, 5)} for _ in WHO))
+    assert (loss.terms["PSA"].k, loss.terms["PSA"].pool, loss.weights) == (2, "avg", {"PSA": 5.0, "TS": 0.5})
