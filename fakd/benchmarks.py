@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from .core import FakdError, cpu_quota, digest, find_path, list_images, nearest, read_image, root
+from .core import FakdError, digest, find_path, list_images, nearest, read_image, root
 from .degrade import degrade, modcrop
-from .pairs import ImagePair
+from .pairs import ImagePair, cached_pairs, in_order
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'image_set', 'found_benchmarks']
+__all__ = ['SETS', 'BENCHMARKS', 'Entry', 'ImageSet', 'set_files', 'image_set', 'found_benchmarks']
 
 # %% ../nbs/20_benchmarks.ipynb #1d6ff3ff
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     "One image of a set, before it is read."
 
     name: str                   # stem of the HR file
@@ -36,22 +35,22 @@ def _entries(
     hr_dir: Path,                # folder of HR files
     lr_dir: Path | None = None,  # folder of LR files of one scale, may not exist
     scale: int = 0,              # of these LR files
-) -> list[_Entry]:               # sorted by name
+) -> list[Entry]:               # sorted by name
     "Pair the files of two folders by stem: `baby.png` with `babyx4.png`."
     hr_files = list_images(hr_dir) if hr_dir.is_dir() else []
     if lr_dir is None or not lr_dir.is_dir():
-        return [_Entry(file.stem, file, None) for file in hr_files]
+        return [Entry(file.stem, file, None) for file in hr_files]
     lr_files = {file.stem: file for file in list_images(lr_dir)}
     missing = [file.name for file in hr_files if f"{file.stem}x{scale}" not in lr_files]
     if missing:
         named = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
         raise FakdError(f"{lr_dir} has no LR file for {named}: expected {Path(missing[0]).stem}x{scale}.png. "
                         "Add it, or remove the folder to have LR images made.")
-    return [_Entry(file.stem, file, lr_files[f"{file.stem}x{scale}"]) for file in hr_files]
+    return [Entry(file.stem, file, lr_files[f"{file.stem}x{scale}"]) for file in hr_files]
 
 # %% ../nbs/20_benchmarks.ipynb #3afecae1
 def _read_pair(
-    entry: _Entry,  # what to read
+    entry: Entry,  # what to read
     scale: int,     # 2, 3, 4 or 8
 ) -> ImagePair:
     "Read one image and its LR partner, or make that."
@@ -79,6 +78,9 @@ def _places() -> list[Path]:
     return [place for base in (root() / "data" / "sets", *given) for place in (base, base / "benchmark")]
 
 # %% ../nbs/20_benchmarks.ipynb #a944d7c6
+_CACHE_FORMAT = 1  # raised when decoded pairs of the same files come out otherwise
+
+
 @dataclass(frozen=True)
 class ImageSet:
     "A named list of images."
@@ -95,7 +97,7 @@ class ImageSet:
     note: str = ""                    # what to know before comparing numbers
 
     def __len__(self) -> int:
-        return len(_files(self, 0))
+        return len(set_files(self, 0))
 
     def folder(self) -> Path | None:
         "Where the images were found, None if nowhere."
@@ -110,16 +112,23 @@ class ImageSet:
         scale: int,                  # 2, 3, 4 or 8
         progress: bool = False,      # show a bar
         workers: int | None = None,  # threads that read and degrade, None: one a CPU; the order is always the same
+        cache: bool | None = None,   # from a memory-mapped file, made at first use; None: sets of more than 100 images
     ) -> list[ImagePair]:
         "Read all images; their LR files where there are some, else LR images made from HR."
-        entries = _files(self, scale)
-        with ThreadPoolExecutor(workers or cpu_quota()) as pool:
-            read = pool.map(lambda entry: _read_pair(entry, scale), entries)
-            return list(tqdm(read, total=len(entries), desc=self.name, disable=not progress, leave=False))
+        entries = set_files(self, scale)
+
+        def read(i: int) -> ImagePair:
+            return _read_pair(entries[i], scale)
+
+        if len(entries) > 100 if cache is None else cache:
+            key = digest([_CACHE_FORMAT, self.digest(scale)])
+            return cached_pairs(key, read, len(entries), self.name, progress, workers)
+        pairs = in_order(read, len(entries), workers)
+        return list(tqdm(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
 
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."
-        return digest([scale, *map(list, _files(self, scale))])
+        return digest([scale, *map(list, set_files(self, scale))])
 
 # %% ../nbs/20_benchmarks.ipynb #64c43141
 def _candidates(images: ImageSet) -> list[Path]:
@@ -136,10 +145,10 @@ def _listed(
     images: ImageSet,  # not a joined one
     folder: Path,      # where to look
     scale: int,        # of the LR files
-) -> list[_Entry]:     # empty if the folder is not laid out so
+) -> list[Entry]:     # empty if the folder is not laid out so
     "The set's images in a folder."
     if images.layout == "sample":
-        entries = [_Entry(Path(f).stem, folder / f, None) for f in images.files if (folder / f).is_file()]
+        entries = [Entry(Path(f).stem, folder / f, None) for f in images.files if (folder / f).is_file()]
     elif images.layout == "edsr":
         entries = _entries(folder / "HR", folder / "LR_bicubic" / f"X{scale}", scale)
     elif images.layout == "div2k":
@@ -150,13 +159,13 @@ def _listed(
     return [entry._replace(crop_px=images.crop_px) for entry in entries if entry.name not in images.exclude]
 
 # %% ../nbs/20_benchmarks.ipynb #1bd52e72
-def _files(
+def set_files(
     images: ImageSet,  # any set
     scale: int,        # of the LR files, 0: HR files only
-) -> list[_Entry]:
+) -> list[Entry]:
     "The set's images where it was found, or an error that says where it was looked for."
     if images.parts:
-        return [entry for part in images.parts for entry in _files(part, scale)]
+        return [entry for part in images.parts for entry in set_files(part, scale)]
     folder = images.folder()
     if folder is None:
         raise FakdError(f"{images.name}: no images found. Looked in: {', '.join(map(str, _candidates(images)))}.")

@@ -5,15 +5,21 @@
 # %% ../nbs/50_complexity.ipynb #0bff09de
 from __future__ import annotations
 
-from typing import Any
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .core import FakdError
 
 # %% auto #0
-__all__ = ['count_params', 'count_macs', 'describe_net']
+__all__ = ['count_params', 'count_macs', 'describe_net', 'Latency', 'latency', 'peak_memory']
 
 # %% ../nbs/50_complexity.ipynb #0202c1c4
 def count_params(
@@ -78,3 +84,80 @@ def describe_net(
         "macs": count_macs(net, hw),
         "macs_input": list(hw),
     }
+
+# %% ../nbs/50_complexity.ipynb #daa996b7
+class Latency(NamedTuple):
+    "Time of one forward pass in milliseconds: median and quartiles of several."
+
+    median_ms: float
+    low_ms: float   # a quarter of the passes were faster
+    high_ms: float  # a quarter were slower
+    repeats: int    # passes measured
+
+
+@torch.inference_mode()
+def latency(
+    net: nn.Module,                  # measured where its parameters lie, in evaluation mode
+    hw: tuple[int, int] = (48, 48),  # height and width of the LR input in pixels
+    repeats: int = 20,               # passes measured, after three that are not
+) -> Latency:
+    "How long a network takes for one image: median and spread."
+    if repeats < 1 or min(hw) < 1:
+        raise FakdError(f"latency: input {hw[0]} x {hw[1]} and repeats {repeats} must be at least 1.")
+    like = next(net.parameters(), torch.zeros(()))
+    lr_imgs = torch.full((1, 3, *hw), 127.0, device=like.device, dtype=like.dtype)
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    times = []
+    try:
+        for _ in range(3 + repeats):
+            start = time.perf_counter()
+            net(lr_imgs)
+            if like.is_cuda:
+                torch.cuda.synchronize(like.device)
+            times.append(1000 * (time.perf_counter() - start))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    low, median, high = np.percentile(times[3:], [25, 50, 75]).tolist()
+    return Latency(median, low, high, repeats)
+
+# %% ../nbs/50_complexity.ipynb #be7d0887
+class _Watch(TorchDispatchMode):
+    "Adds up the bytes of tensors that operations make, as long as they live."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+            storage = tensor.untyped_storage()
+            if storage not in self.known and id(storage) not in given:  # not a view or an in-place result
+                self.known.add(storage)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+# %% ../nbs/50_complexity.ipynb #5864989f
+def peak_memory(
+    fn: Callable[[], Any],               # what is measured: a call without arguments
+    device: str | torch.device = "cpu",  # where it computes
+) -> int:                                # bytes, beyond what was allocated before
+    "The most memory that tensors take while a function runs."
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        fn()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Watch() as watch:
+        fn()
+    return watch.peak

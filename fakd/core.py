@@ -191,7 +191,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".p
 def read_image(
     path: str | Path,  # any file Pillow can decode
 ) -> np.ndarray:       # uint8, (h, w, 3), RGB
-    "Read an image file as 8-bit RGB; 16-bit values are scaled by 255/65535 and rounded."
+    "Read an image file as 8-bit RGB; 16-bit grey is scaled and rounded, of 16-bit colour the high byte is taken."
     path = Path(path)
     try:
         with Image.open(path) as file:

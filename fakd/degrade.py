@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.sparse import csr_array
+from tqdm.auto import tqdm
 
-from .core import FakdError, pick
+from .core import FakdError, cpu_quota, find_path, list_images, pick, read_image, write_image
 
 # %% auto #0
-__all__ = ['RULES', 'imresize', 'modcrop', 'degrade']
+__all__ = ['RULES', 'imresize', 'modcrop', 'degrade', 'degrade_folder']
 
 # %% ../nbs/10_degrade.ipynb #ec6d853a
 def _cubic(
@@ -102,3 +107,54 @@ def degrade(
 ) -> np.ndarray:         # uint8, (h // scale, w // scale, 3)
     "The LR image that belongs to an HR image: cut, then shrunk as MATLAB does."
     return imresize(modcrop(hr_img, scale), 1 / scale)
+
+# %% ../nbs/10_degrade.ipynb #9828b067
+def _degrade_file(
+    hr_file: Path,                # an image
+    dst: Path,                    # folder of X2, X3, ...
+    scales: Sequence[int],        # the LR images that are wanted
+) -> int:                         # how many were made
+    "LR images of one file, but only those that are missing, of a wrong size or older than it."
+    with Image.open(hr_file) as file:
+        w, h = file.size
+        if file.getexif().get(0x0112, 1) >= 5:  # a camera image that lies on its side
+            w, h = h, w
+    todo = {scale: dst / f"X{scale}" / f"{hr_file.stem}x{scale}.png" for scale in scales}
+    for scale, path in list(todo.items()):
+        if path.is_file() and path.stat().st_mtime >= hr_file.stat().st_mtime:
+            with Image.open(path) as made:
+                if made.size == (w // scale, h // scale):
+                    del todo[scale]
+    hr_img = read_image(hr_file) if todo else None
+    for scale, path in todo.items():
+        write_image(path, degrade(hr_img, scale))  # type: ignore[arg-type]
+    return len(todo)
+
+# %% ../nbs/10_degrade.ipynb #b4ceb248
+def degrade_folder(
+    src: str | Path,              # folder of HR images
+    dst: str | Path,              # folder that gets X2/NAMEx2.png and so on: LR_bicubic beside HR, by custom
+    scales: Sequence[int] = (2, 3, 4, 8),
+    workers: int | None = None,   # threads, None: one a CPU
+    progress: bool = True,        # show a bar
+) -> int:                         # how many LR images were made; the others were there
+    "Make the LR images of a folder in parallel; resumable, and each file appears whole."
+    src = find_path(src)
+    for scale in scales:
+        pick(str(scale), ("2", "3", "4", "8"), "scale")
+    if not src.is_dir() or not (files := list_images(src)):
+        raise FakdError(f"{src}: no images in this folder.")
+    made, broken = 0, []
+    pool = ThreadPoolExecutor(workers or cpu_quota())
+    try:
+        jobs = [pool.submit(_degrade_file, file, Path(dst), scales) for file in files]
+        for file, job in zip(files, tqdm(jobs, desc=src.name, unit="image", disable=not progress), strict=True):
+            try:
+                made += job.result()
+            except (FakdError, OSError) as fault:
+                broken.append(f"{file.name}: {fault}")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if broken:
+        raise FakdError(f"{src}: {len(broken)} of {len(files)} images could not be degraded:\n" + "\n".join(broken))
+    return made

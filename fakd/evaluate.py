@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet
@@ -22,7 +22,7 @@ from .pairs import ImagePair
 from .record import Row
 
 # %% auto #0
-__all__ = ['super_resolve', 'bicubic_rows', 'evaluate']
+__all__ = ['Make', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate']
 
 # %% ../nbs/62_evaluate.ipynb #92d13bee
 @contextmanager
@@ -44,58 +44,115 @@ def _evaluating(
             module.training = mode
 
 # %% ../nbs/62_evaluate.ipynb #fba4228b
-def super_resolve(
-    net: nn.Module,              # forward(lr_imgs) -> sr_imgs, both 0..255
-    lr_img: np.ndarray,          # uint8, (h, w, 3)
-    device: str = "cpu",         # where to compute; the network is moved there and back
-    precision: str = "fp32",     # "fp32", or autocast to "bf16" or "fp16"
-) -> np.ndarray:                 # uint8, (scale * h, scale * w, 3)
-    "One whole image through a network, clamped and rounded to 8 bits."
+def _upscaled(
+    net: nn.Module,                 # forward(lr_imgs) -> sr_imgs, both 0..255
+    lr_imgs: Sequence[np.ndarray],  # uint8, (h, w, 3), of one size
+    device: str,                    # where to compute; the network is moved there and back
+    precision: str,                 # see `super_resolve`
+    ensemble: bool,                 # see `super_resolve`
+) -> list[np.ndarray]:              # uint8, (scale * h, scale * w, 3)
+    "A batch of whole images through a network, clamped and rounded to 8 bits."
     dtype, kind = PRECISIONS[pick(precision, PRECISIONS, "precision")], torch.device(device).type
-    lr_imgs = to_batch([lr_img], device)  # (1, 3, h, w)
+    batch = to_batch(lr_imgs, device)  # (b, 3, h, w)
     if kind == "cuda":
-        lr_imgs = lr_imgs.contiguous(memory_format=torch.channels_last)
+        batch = batch.contiguous(memory_format=torch.channels_last)
     with _evaluating(net, device), torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-        sr_imgs = net(lr_imgs)
+        sr_imgs = self_ensemble(net, batch) if ensemble else net(batch)
     if not torch.isfinite(sr_imgs).all():
         raise FakdError(f"the network's output at precision {precision} holds values that are not finite.")
-    return to_images(sr_imgs)[0]
+    return to_images(sr_imgs)
 
-# %% ../nbs/62_evaluate.ipynb #f4c3909d
+
+def super_resolve(
+    net: nn.Module,            # forward(lr_imgs) -> sr_imgs, both 0..255
+    lr_img: np.ndarray,        # uint8, (h, w, 3)
+    device: str = "cpu",       # where to compute; the network is moved there and back
+    precision: str = "fp32",   # "fp32", or autocast to "bf16" or "fp16"
+    ensemble: bool = False,    # the mean over eight views instead of one pass
+) -> np.ndarray:               # uint8, (scale * h, scale * w, 3)
+    "One whole image through a network, clamped and rounded to 8 bits."
+    return _upscaled(net, [lr_img], device, precision, ensemble)[0]
+
+# %% ../nbs/62_evaluate.ipynb #c77037ce
+def _turned(
+    imgs: Tensor,        # (b, 3, h, w)
+    which: int,          # 0..7: bit 0 flips left-right, bit 1 up-down, bit 2 transposes afterwards
+    back: bool = False,  # undo it
+) -> Tensor:
+    "One of the eight symmetries of the square, or its inverse."
+    if back and which & 4:
+        imgs = imgs.transpose(2, 3)
+    imgs = imgs.flip([axis for axis, bit in ((3, 1), (2, 2)) if which & bit])
+    return imgs.transpose(2, 3) if which & 4 and not back else imgs
+
+
+def self_ensemble(
+    net: nn.Module,   # forward(lr_imgs) -> sr_imgs, both 0..255
+    lr_imgs: Tensor,  # (b, 3, h, w)
+) -> Tensor:          # at least float32, neither clamped nor rounded
+    "Mean of a network's answers to the eight views of its input (Lim et al. 2017, section 3.4)."
+    answers = (_turned(net(_turned(lr_imgs, k).contiguous()), k, back=True) for k in range(8))
+    return torch.stack([a.float() if a.dtype in (torch.float16, torch.bfloat16) else a for a in answers]).mean(0)
+
+# %% ../nbs/62_evaluate.ipynb #32cde0a8
+Make = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # LR images of one size -> SR images
+
+
+def _batches(
+    images: Sequence[ImagePair],  # of any sizes
+    batch_px: int,                # LR pixels in a batch, at most, unless one image alone has more
+) -> Iterator[list[int]]:         # positions of images of one size
+    "Groups of equally large images."
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for i, pair in enumerate(images):
+        sizes.setdefault(pair.lr_img.shape[:2], []).append(i)
+    for (h, w), places in sizes.items():
+        count = max(1, batch_px // (h * w))
+        yield from (places[i : i + count] for i in range(0, len(places), count))
+
+
 def _rows(
-    methods: Mapping[str, Callable[[np.ndarray], np.ndarray]],  # name -> what makes an SR image of an LR image
-    sets: Sequence[ImageSet],                                   # each read once
-    scale: int,                                                 # 2, 3, 4 or 8
-    progress: bool,                                             # show a bar
+    methods: Mapping[str, Make],  # by name
+    sets: Sequence[ImageSet],     # each read once
+    scale: int,                   # 2, 3, 4 or 8
+    progress: bool,               # show a bar
+    batch_px: int = 1,            # see `_batches`
 ) -> list[Row]:
     "Score every method on every image of every set."
     rows = []
     with tqdm(total=len(methods) * sum(map(len, sets)), desc="evaluate", disable=not progress, leave=False) as bar:
         for images in sets:
-            for pair in images.pairs(scale):
+            pairs = images.pairs(scale)
+            found: dict[tuple[int, str], Row] = {}
+            for places in _batches(pairs, batch_px):
                 for method, make in methods.items():
-                    rows.append(_row(method, images.name, pair, make))
-                    bar.update()
+                    group = [pairs[i] for i in places]
+                    found.update(zip([(i, method) for i in places], _score(method, images.name, group, make),
+                                     strict=True))
+                    bar.update(len(group))
+            rows += [found[i, method] for i in range(len(pairs)) for method in methods]
     return rows
 
-
-def _row(
-    method: str,                                # its name in the table
-    set_name: str,                              # the set's name
-    pair: ImagePair,                            # LR image and truth
-    make: Callable[[np.ndarray], np.ndarray],   # LR image -> SR image
-) -> Row:
-    "Score one method on one image; a fault names both."
+# %% ../nbs/62_evaluate.ipynb #f4c3909d
+def _score(
+    method: str,                 # its name in the table
+    set_name: str,               # the set's name
+    group: Sequence[ImagePair],  # LR images of one size, and truths
+    make: Make,                  # what makes the SR images
+) -> list[Row]:
+    "Score one method on some images; a fault names method and image."
+    pair, rows = group[0], []
     try:
-        sr_img = make(pair.lr_img)
-        if sr_img.shape != pair.hr_img.shape:
-            (h, w), (hr_h, hr_w) = sr_img.shape[:2], pair.hr_img.shape[:2]
-            raise FakdError(f"the result has {w}x{h} pixels instead of {hr_w}x{hr_h}: "
-                            f"is it made for scale {pair.scale}?")
-        scores = psnr_y(sr_img, pair.hr_img, pair.scale), ssim_y(sr_img, pair.hr_img, pair.scale)
+        for pair, sr_img in zip(group, make([p.lr_img for p in group]), strict=True):
+            if sr_img.shape != pair.hr_img.shape:
+                (h, w), (hr_h, hr_w) = sr_img.shape[:2], pair.hr_img.shape[:2]
+                raise FakdError(f"the result has {w}x{h} pixels instead of {hr_w}x{hr_h}: "
+                                f"is it made for scale {pair.scale}?")
+            scores = psnr_y(sr_img, pair.hr_img, pair.scale), ssim_y(sr_img, pair.hr_img, pair.scale)
+            rows.append(Row.of(method, set_name, pair.name, pair.scale, *scores))
     except FakdError as fault:
         raise FakdError(f"{method} on {set_name}/{pair.name}: {fault}") from None
-    return Row.of(method, set_name, pair.name, pair.scale, *scores)
+    return rows
 
 # %% ../nbs/62_evaluate.ipynb #58286d7f
 def bicubic_rows(
@@ -104,7 +161,7 @@ def bicubic_rows(
     progress: bool = False,    # show a bar
 ) -> list[Row]:                # method "bicubic"
     "The baseline: MATLAB's bicubic enlargement, 8 bits in and out."
-    return _rows({"bicubic": lambda lr_img: imresize(lr_img, scale)}, sets, scale, progress)
+    return _rows({"bicubic": lambda lr_imgs: [imresize(img, scale) for img in lr_imgs]}, sets, scale, progress)
 
 # %% ../nbs/62_evaluate.ipynb #34f1702a
 def evaluate(
@@ -114,10 +171,13 @@ def evaluate(
     device: str = "cpu",            # "cpu", "cuda" or "cuda:1"
     precision: str = "fp32",        # "fp32", or autocast to "bf16" or "fp16"
     progress: bool = True,          # show a bar
+    ensemble: bool = False,         # the mean over eight views instead of one pass
+    batch_px: int = 65_536,         # LR pixels that go through a network together, unless one image has more
 ) -> list[Row]:                     # one a network and image
     "PSNR and SSIM of networks on whole images; each network comes back in the mode and on the device it had."
     with ExitStack() as stack:
         for net in nets.values():  # moved once, not for each image
             stack.enter_context(_evaluating(net, device))
-        methods = {name: partial(super_resolve, net, device=device, precision=precision) for name, net in nets.items()}
-        return _rows(methods, sets, scale, progress)
+        methods = {name: partial(_upscaled, net, device=device, precision=precision, ensemble=ensemble)
+                   for name, net in nets.items()}
+        return _rows(methods, sets, scale, progress, batch_px)

@@ -29,7 +29,8 @@ from .record import METHODS, Record, Row, Run
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
            'signed', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops', 'crop_figure',
            'Scene', 'scenes', 'crop_figures', 'patch_figure', 'series', 'running_mean', 'curve_columns', 'curve_title',
-           'curve_figure', 'curves', 'gains', 'gain_figure', 'ResultTable', 'name_of', 'result_table']
+           'curve_figure', 'curves', 'gains', 'gain_figure', 'ResultTable', 'name_of', 'result_table', 'pareto_front',
+           'pareto_figure']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -552,3 +553,53 @@ def result_table(
     if "plain" in methods and len(methods) > 1 and record.kind == "distill":
         note += "Difference: PSNR less that of the student without distillation."
     return ResultTable(sets, rows, note.strip())
+
+# %% ../nbs/70_figures.ipynb #90ff51bf
+def pareto_front(
+    quality: Mapping[str, float],  # by name; more is better
+    cost: Mapping[str, float],     # by name; less is better
+) -> list[str]:                    # cheapest first
+    "The names that no other beats in both."
+    best, front = -math.inf, []
+    for name in sorted((n for n in quality if n in cost), key=lambda n: (cost[n], -quality[n])):
+        if quality[name] > best:
+            best = quality[name]
+            front.append(name)
+    return front
+
+# %% ../nbs/70_figures.ipynb #8c030004
+def pareto_figure(
+    psnr: Mapping[str, float],                # dB by network
+    costs: Mapping[str, Mapping[str, float]], # label of an axis -> cost by network; a network may be missing
+    baseline: float | None = None,            # dB of bicubic, drawn as a line
+    theme: str = "light",
+) -> Figure:
+    "PSNR of networks against what they cost, one panel a cost; the line joins those that no other beats."
+    costs = {label: known for label, cost in costs.items() if (known := {n: c for n, c in cost.items() if n in psnr})}
+    if not costs:
+        raise FakdError("pareto_figure: no network has both a PSNR and a cost.")
+    c, across, short = THEMES[theme], min(2, len(costs)), mpl.ticker.EngFormatter(sep="\u202f")
+    wide, tall = 3.4, 2.3
+    with figure_style(theme):
+        fig = blank_figure(across * wide + 0.2 * (across - 1), tall * math.ceil(len(costs) / across))
+        for i, (label, cost) in enumerate(costs.items()):
+            axes = _place(fig, i % across * (wide + 0.2) + 0.45, i // across * tall + 0.1, wide - 0.6, tall - 0.6)
+            front = pareto_front(psnr, cost)
+            axes.plot([cost[n] for n in front], [psnr[n] for n in front], color=c["accent"], lw=1.2, zorder=3)
+            if baseline is not None:
+                axes.axhline(baseline, color=c["ink"], lw=1, ls=(0, (4, 1.6)), zorder=2)
+                axes.annotate("bicubic", (0, baseline), (4, 3), xycoords=("axes fraction", "data"), fontsize=7,
+                              textcoords="offset points", color=c["muted"])
+            for name, x in cost.items():
+                good = name in front
+                axes.plot(x, psnr[name], "o", ms=5, mfc=c["accent"] if good else c["paper"], mec=c["accent"], zorder=4)
+                axes.annotate(name, (x, psnr[name]), (0, 6), textcoords="offset points", fontsize=7, ha="center",
+                              color=c["ink"], zorder=5)
+            axes.set_xscale("log")
+            axes.margins(x=0.25, y=0.22)
+            axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+            axes.xaxis.set_major_formatter(lambda v, _: short(v) if v >= 1e3 else f"{v:g}")
+            axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+            axes.set_xlabel(label, labelpad=2)
+            axes.set_ylabel("PSNR, dB" if i % across == 0 else "", labelpad=3)
+    return fig

@@ -11,9 +11,10 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 from .core import FakdError
+from .degrade import imresize
 
 # %% auto #0
-__all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'ssim_y']
+__all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'luma_pair', 'luma_scores']
 
 # %% ../nbs/25_metrics.ipynb #7b963395
 _LUMA = np.array([65.738, 129.057, 25.064]) / 256
@@ -71,6 +72,15 @@ def psnr_rgb(
     sr_img, hr_img = _same(sr_img, hr_img, shave)
     return _psnr(sr_img.astype(np.float64) - hr_img)
 
+# %% ../nbs/25_metrics.ipynb #16cfd5a0
+def psnr_div2k(
+    sr_img: np.ndarray,  # (h, w, 3), 0..255, quantised
+    hr_img: np.ndarray,  # the same size
+    scale: int,          # 2, 3, 4 or 8
+) -> float:              # dB; inf for identical images
+    "PSNR by the protocol of DIV2K's validation: RGB, scale + 6 pixels left out at each side."
+    return psnr_rgb(sr_img, hr_img, scale + 6)
+
 # %% ../nbs/25_metrics.ipynb #b72993f0
 _GAUSS = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5**2))
 _GAUSS /= _GAUSS.sum()
@@ -89,7 +99,11 @@ def ssim_y(
     shave: int,          # pixels left out at each side: the scale, by convention
 ) -> float:              # at most 1
     "SSIM of luma (Wang et al. 2004), as the MATLAB script of RCAN and SAN computes it."
-    x, y = (rgb_to_y(img) for img in _same(sr_img, hr_img, shave))
+    return _ssim(*(rgb_to_y(img) for img in _same(sr_img, hr_img, shave)))
+
+
+def _ssim(x: np.ndarray, y: np.ndarray) -> float:
+    "Mean SSIM of two luma images, (h, w), already cut."
     if min(x.shape) < 11:
         raise FakdError(f"SSIM needs 11x11 pixels inside the shaved border, got {x.shape[1]}x{x.shape[0]}.")
     mean_x, mean_y = _window_mean(x), _window_mean(y)
@@ -99,3 +113,24 @@ def ssim_y(
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     ssim = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return float(ssim.mean())
+
+# %% ../nbs/25_metrics.ipynb #b9152dc5
+def luma_pair(
+    hr_img: np.ndarray,  # uint8, (h, w, 3), cut to a multiple of the scale; three equal channels count as grey
+    scale: int,          # 2, 3, 4 or 8
+    grey: bool = False,  # take the grey values themselves as luma, as the old tables do with Set14's bridge
+) -> tuple[np.ndarray, np.ndarray]:  # bicubic result and truth, rounded luma in float64, (h, w)
+    "Bicubic by the older way of the literature: on rounded luma alone, in float until the end."
+    luma = hr_img[:, :, 0].astype(np.float64) if grey else np.floor(rgb_to_y(hr_img) + 0.5)
+    sr_luma = imresize(imresize(luma, 1 / scale), scale)
+    return np.floor(sr_luma.clip(0, 255) + 0.5), luma
+
+
+def luma_scores(
+    sr_luma: np.ndarray,   # (h, w), 0..255
+    luma: np.ndarray,      # the same size
+    shave: int,            # pixels left out at each side
+) -> tuple[float, float]:  # PSNR in dB, SSIM
+    "PSNR and SSIM of two luma images."
+    cut = slice(shave, luma.shape[0] - shave), slice(shave, luma.shape[1] - shave)
+    return _psnr(sr_luma[cut].astype(np.float64) - luma[cut]), _ssim(sr_luma[cut], luma[cut])

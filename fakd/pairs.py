@@ -5,19 +5,28 @@
 # %% ../nbs/15_pairs.ipynb #fb75fd65
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import queue
+import shutil
+import tempfile
 import threading
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from .core import FakdError, rng
+from .core import FakdError, cpu_quota, rng, root
 
 # %% auto #0
-__all__ = ['ImagePair', 'Patches', 'prefetch']
+__all__ = ['ImagePair', 'cache_dir', 'in_order', 'ImageCache', 'cached_pairs', 'Patches', 'prefetch']
 
 # %% ../nbs/15_pairs.ipynb #46080aa3
 @dataclass(frozen=True, eq=False)
@@ -40,6 +49,103 @@ class ImagePair:
     def scale(self) -> int:
         "How many times larger the HR image is."
         return self.hr_img.shape[0] // self.lr_img.shape[0]
+
+# %% ../nbs/15_pairs.ipynb #b529739c
+def cache_dir() -> Path:
+    "Where caches lie: data/cache of the project, else fakd in the user's cache folder."
+    if (root() / "data").is_dir() and os.access(root() / "data", os.W_OK):
+        return root() / "data" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fakd"
+
+
+def in_order(
+    make: Callable[[int], ImagePair],  # called in threads
+    count: int,                        # for 0 .. count - 1
+    workers: int | None = None,        # threads, None: one a CPU
+) -> Iterator[ImagePair]:
+    "Results in order; only a few more than there are threads exist at a time."
+    workers = workers or cpu_quota()
+    pool, waiting = ThreadPoolExecutor(workers), deque[Future[ImagePair]]()
+    try:
+        for i in range(count):
+            waiting.append(pool.submit(make, i))
+            if len(waiting) > workers + 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/15_pairs.ipynb #ca162766
+class ImageCache:
+    "Decoded pairs in one memory-mapped file, named by the digest of their content."
+
+    def __init__(
+        self,
+        key: str,                          # digest of what the pairs are read from
+        folder: str | Path | None = None,  # of all caches, None: `cache_dir()`
+    ):
+        self.dir = (Path(folder) if folder else cache_dir()) / "images" / key[:32]
+
+    @property
+    def complete(self) -> bool:
+        "Whether it is there, whole."
+        try:
+            index = json.loads((self.dir / "index.json").read_text(encoding="utf-8"))
+            return (self.dir / "pixels.u8").stat().st_size == index["bytes"]
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def build(
+        self,
+        images: Iterator[ImagePair],  # read one by one; nothing is kept in memory
+    ) -> None:
+        "Write all pairs beside the final place and rename; another process may do the same at the same time."
+        self.dir.parent.mkdir(parents=True, exist_ok=True)
+        place, entries, at = Path(tempfile.mkdtemp(dir=self.dir.parent, prefix=".building-")), [], 0
+        try:
+            with open(place / "pixels.u8", "wb") as file:
+                for pair in images:
+                    entries.append([pair.name, at, *pair.hr_img.shape[:2], *pair.lr_img.shape[:2]])
+                    for img in (pair.hr_img, pair.lr_img):
+                        at += file.write(np.ascontiguousarray(img).data)
+                file.flush()
+                os.fsync(file.fileno())
+            (place / "index.json").write_text(json.dumps({"bytes": at, "pairs": entries}), encoding="utf-8")
+            if self.dir.exists() and not self.complete:  # damaged: out of the way
+                shutil.rmtree(self.dir, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was first, and its folder is as good
+                os.rename(place, self.dir)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def pairs(self) -> list[ImagePair]:
+        "The pairs as views of the mapped file."
+        index = json.loads((self.dir / "index.json").read_text(encoding="utf-8"))
+        pixels, found = np.memmap(self.dir / "pixels.u8", np.uint8, mode="r"), []
+        for name, at, hr_h, hr_w, lr_h, lr_w in index["pairs"]:
+            middle = at + 3 * hr_h * hr_w
+            hr_img = np.asarray(pixels[at:middle]).reshape(hr_h, hr_w, 3)
+            lr_img = np.asarray(pixels[middle:middle + 3 * lr_h * lr_w]).reshape(lr_h, lr_w, 3)
+            found.append(ImagePair(name, hr_img, lr_img))
+        return found
+
+# %% ../nbs/15_pairs.ipynb #aad2c31c
+def cached_pairs(
+    key: str,                          # digest of what `make` reads
+    make: Callable[[int], ImagePair],  # reads pair i
+    count: int,                        # how many there are
+    name: str = "images",              # for the progress bar
+    progress: bool = False,            # show it while the cache is built
+    workers: int | None = None,        # threads that read, None: one a CPU
+    folder: str | Path | None = None,  # of all caches, None: `cache_dir()`
+) -> list[ImagePair]:
+    "Pairs from the cache, which is built first if it is not there."
+    cache = ImageCache(key, folder)
+    if not cache.complete:
+        reading = in_order(make, count, workers)
+        cache.build(iter(tqdm(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)))
+    return cache.pairs()
 
 # %% ../nbs/15_pairs.ipynb #8cd50137
 def _view(

@@ -34,7 +34,7 @@ from .record import METHODS, Record, Row, Run, find_runs, read_history
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'read_images',
-           'write_rows', 'run_page', 'index_page']
+           'page_origin', 'write_rows', 'run_page', 'index_page']
 
 # %% ../nbs/80_report.ipynb #4f3e25a1
 def _mean(record: Record, method: str, name: str) -> float | None:
@@ -421,6 +421,7 @@ def _count(value: float) -> str:
 def _networks(record: Record) -> dict[str, Any] | None:
     "What is known of teacher and student, a column each."
     both = {"Teacher": record.teacher, "Student" if record.kind == "distill" else "Network": record.student}
+    both = record.student.get("nets") or both  # an evaluation has any number of networks
     nets = {title: net for title, net in both.items() if net}
 
     def macs(net: Mapping[str, Any]) -> str:
@@ -444,7 +445,9 @@ _MACHINE = {"python": "Python", "platform": "System", "cpu": "Processor", "threa
 _ROLES = {"train": "training", "validate": "watching the training", "evaluate": "the scores"}
 
 
-def _origin(record: Record) -> dict[str, Any]:
+def page_origin(
+    record: Record,    # of any kind
+) -> dict[str, Any]:   # parts of a page
     "Settings, networks, data, machine, command and files."
     e = record.environment
     git = e.get("git") or {}
@@ -481,7 +484,7 @@ def run_page(
     record = run.record
     compared = [_comparison(scene, record) for scene in scenes(run)[:MOST_IMAGES]]
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
-             "comparisons": compared, **_affinity(run, record), **_origin(record)}
+             "comparisons": compared, **_affinity(run, record), **page_origin(record)}
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 

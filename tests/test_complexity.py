@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.complexity import count_macs, count_params, describe_net
+from fakd.complexity import count_macs, count_params, describe_net, latency, peak_memory
 from fakd.rcan import RCAN
 
 # scale, parameters, multiply-adds in 10^9 at LR 48x48, the same at as many LR pixels as 1280x720 HR has
@@ -64,3 +64,33 @@ def test_counting_leaves_no_hooks_and_changes_nothing():
     assert not any(layer._forward_hooks for layer in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_peak_memory_counts_what_lives_at_the_same_time():
+    def work():
+        kept = torch.zeros(1000)          # 4 kB for the whole time
+        for _ in range(3):
+            (kept + 1).mul_(2)            # 4 kB more, freed each time
+        return torch.zeros(500)           # 2 kB beside the 4
+
+    assert peak_memory(work) == 8000
+    assert peak_memory(lambda: None) == 0
+
+
+def test_peak_memory_and_latency_leave_a_network_as_it_was():
+    net = RCAN(2, n_resgroups=1, n_resblocks=1, n_feats=8, reduction=4).train()
+    net.tail.eval()
+    took = latency(net, (8, 8), repeats=3)
+    assert took.repeats == 3 and 0 < took.low_ms <= took.median_ms <= took.high_ms
+    assert net.training and not net.tail.training
+    with torch.inference_mode():
+        small, large = (peak_memory(lambda s=s: net(torch.zeros(1, 3, s, s))) for s in (8, 16))
+    assert small > 0 and large == pytest.approx(4 * small, rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_costs_are_measured_on_cuda():
+    net = RCAN(2, n_resgroups=1, n_resblocks=1, n_feats=8, reduction=4).cuda()
+    assert latency(net, (8, 8), repeats=3).median_ms > 0
+    with torch.inference_mode():
+        assert peak_memory(lambda: net(torch.zeros(1, 3, 32, 32, device="cuda")), "cuda") > 32 * 32 * 8 * 4

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakd.core import FakdError, list_images, read_image
-from fakd.degrade import degrade, imresize, modcrop
+from fakd.core import FakdError, list_images, read_image, write_image
+from fakd.degrade import degrade, degrade_folder, imresize, modcrop
 
 SETS = Path(__file__).parents[2] / "shared" / "data" / "benchmark"
 SCALES = (2, 3, 4, 8)
@@ -105,3 +105,27 @@ def test_what_is_no_image_is_refused(shape, dtype):
 def test_impossible_factors_are_refused(factor):
     with pytest.raises(FakdError, match="positive number"):
         imresize(np.zeros((4, 4)), factor)
+
+
+def test_a_folder_is_degraded_once_and_made_again_where_hr_is_newer(tmp_path):
+    img = np.random.default_rng(0).integers(256, size=(50, 39, 3), dtype=np.uint8)
+    for name in "abc":
+        write_image(tmp_path / "HR" / f"{name}.png", img)
+    assert degrade_folder(tmp_path / "HR", tmp_path / "LR", (2, 4), progress=False) == 6
+    assert degrade_folder(tmp_path / "HR", tmp_path / "LR", (2, 4), progress=False) == 0
+    write_image(tmp_path / "LR" / "X4" / "ax4.png", img)                         # a wrong size
+    write_image(tmp_path / "HR" / "b.png", 255 - img)                            # newer than its LR images
+    assert degrade_folder(tmp_path / "HR", tmp_path / "LR", (2, 4), workers=3, progress=False) == 3
+    assert np.array_equal(read_image(tmp_path / "LR" / "X4" / "bx4.png"), degrade(255 - img, 4))
+    assert np.array_equal(read_image(tmp_path / "LR" / "X4" / "ax4.png"), degrade(img, 4))
+    assert sorted(p.name for p in (tmp_path / "LR" / "X2").iterdir()) == ["ax2.png", "bx2.png", "cx2.png"]
+
+
+def test_the_edge_rule_and_the_float_path_follow_the_formula():
+    img = np.random.default_rng(1).integers(256, size=(24, 21), dtype=np.uint8)
+    padded = np.pad(img.astype(float), 24, mode="edge")
+    whole = imresize(padded, 1 / 3)[8:-8, 8:-8]                                  # far from the padded border
+    assert np.allclose(imresize(img.astype(float), 1 / 3, "edge"), whole, atol=1e-9)
+    mirrored = imresize(np.pad(img.astype(float), 24, mode="symmetric"), 1 / 3)[8:-8, 8:-8]
+    assert np.allclose(imresize(img.astype(float), 1 / 3), mirrored, atol=1e-9)
+    assert np.allclose(imresize(img / 255, 2) * 255, imresize(img.astype(float), 2), atol=1e-9)  # im2double

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from fakd.core import FakdError, list_images, read_image
-from fakd.metrics import psnr_rgb, psnr_y, rgb_to_y, ssim_y
+from fakd.metrics import psnr_div2k, psnr_rgb, psnr_y, rgb_to_y, ssim_y
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -24,6 +24,7 @@ def test_metrics_equal_the_published_code(k, scale):
         "psnr_y", "psnr_rgb_shave_plus6", "psnr_y_basicsr", "ssim_y_skimage", "ssim_y_basicsr")}
     assert psnr_y(sr_img, hr_img, scale) == pytest.approx(expected["psnr_y"], abs=1e-10)
     assert psnr_rgb(sr_img, hr_img, scale + 6) == pytest.approx(expected["psnr_rgb_shave_plus6"], abs=1e-10)
+    assert psnr_div2k(sr_img, hr_img, scale) == pytest.approx(expected["psnr_rgb_shave_plus6"], abs=1e-10)
     assert ssim_y(sr_img, hr_img, scale) == pytest.approx(expected["ssim_y_skimage"], abs=1e-10)
     # BasicSR computes in float32 and with coefficients of other digits
     assert psnr_y(sr_img, hr_img, scale) == pytest.approx(expected["psnr_y_basicsr"], abs=1e-5)

@@ -3,14 +3,18 @@
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 
-from fakd.core import FakdError
-from fakd.pairs import ImagePair, Patches, prefetch
+from fakd.benchmarks import image_set
+from fakd.core import FakdError, write_image
+from fakd.pairs import ImageCache, ImagePair, Patches, cached_pairs, prefetch
 
 
 def coordinates(name, h, w, scale, mark=0):
@@ -148,3 +152,78 @@ def test_small_images_and_wrong_scales_are_refused_by_name():
         ImagePair("odd", np.zeros((8, 9, 3), np.uint8), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(FakdError, match="expected uint8"):
         ImagePair("float", np.zeros((8, 8, 3)), np.zeros((4, 4, 3)))
+
+
+def numbered(i, h=60, w=44):
+    "A pair whose HR pixels say where they are and in which image; an LR pixel is the corner of its block."
+    y, x = np.mgrid[:h, :w]
+    hr_img = np.stack([y, x, np.full_like(y, i)], 2).astype(np.uint8)
+    return ImagePair(f"{i}", hr_img, np.ascontiguousarray(hr_img[::4, ::4]))
+
+
+def test_cached_patches_show_the_same_place_in_lr_and_hr(tmp_path):
+    patches = Patches(cached_pairs("k" * 64, numbered, 5, folder=tmp_path), 4, 7, seed=3)
+    for step in range(20):
+        lr_imgs, hr_imgs = patches.batch(step, 8)
+        for lr_img, hr_img in zip(lr_imgs, hr_imgs, strict=True):
+            corners = hr_img.reshape(3, 7, 4, 7, 4).amin(dim=(2, 4))  # each block's smallest row and column
+            assert torch.equal(lr_img, corners)
+
+
+def _build(folder, i):
+    pairs = cached_pairs("p" * 64, numbered, 40, folder=folder, workers=2)
+    return [bool((p.hr_img[..., 2] == int(p.name)).all()) for p in pairs]
+
+
+def test_two_processes_may_build_a_cache_at_once(tmp_path):
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(_build, [tmp_path] * 2, range(2)))
+    assert all(len(r) == 40 and all(r) for r in results)
+    assert [p.name for p in (tmp_path / "images").iterdir()] == ["p" * 32]  # nothing half-built is left
+
+
+def test_an_interrupted_build_leaves_nothing_and_a_damaged_cache_is_built_anew(tmp_path):
+    def stops(i):
+        if i == 3:
+            raise KeyboardInterrupt
+        return numbered(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_pairs("k" * 64, stops, 9, folder=tmp_path)
+    assert list((tmp_path / "images").iterdir()) == []
+    cached_pairs("k" * 64, numbered, 9, folder=tmp_path)
+    with open(tmp_path / "images" / ("k" * 32) / "pixels.u8", "r+b") as file:
+        file.truncate(1000)
+    assert not ImageCache("k" * 64, tmp_path).complete
+    assert len(cached_pairs("k" * 64, numbered, 9, folder=tmp_path)) == 9
+
+
+def test_building_holds_only_a_few_images_in_memory(tmp_path):
+    alive, most = 0, 0
+
+    def counted(i):
+        nonlocal alive, most
+        pair = numbered(i)
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(pair, died)
+        return pair
+
+    def died():
+        nonlocal alive
+        alive -= 1
+
+    cached_pairs("k" * 64, counted, 60, folder=tmp_path, workers=2)
+    assert most <= 8
+
+
+def test_a_large_set_comes_from_the_cache_and_follows_its_content(tmp_path, monkeypatch):
+    monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
+    for i in range(3):
+        write_image(tmp_path / "set" / f"{i}.png", numbered(i).hr_img)
+    images = image_set(tmp_path / "set")
+    plain, cached = images.pairs(4), images.pairs(4, cache=True)
+    assert all(np.array_equal(a.lr_img, b.lr_img) and a.name == b.name for a, b in zip(plain, cached, strict=True))
+    write_image(tmp_path / "set" / "1.png", numbered(9).hr_img)
+    assert images.pairs(4, cache=True)[1].hr_img[0, 0, 2] == 9
+    assert len(list((tmp_path / "cache" / "images").iterdir())) == 2

@@ -1,0 +1,61 @@
+"An evaluation as a user runs it: papermill on the notebook, with tiny networks."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from fakd.core import static
+from fakd.nets import make_net
+from fakd.record import find_runs
+from fakd.weights import save_weights
+
+ROOT = Path(__file__).parents[1]
+PAPERMILL = Path(sys.executable).parent / "papermill"
+
+
+def papermill(out, **parameters):
+    words = [str(PAPERMILL), "--no-progress-bar", str(ROOT / "nbs" / "run_evaluate.ipynb"), str(out)]
+    for name, value in parameters.items():
+        words += ["-p", name, str(value)]
+    env = os.environ | {"FAKD_DATA": ""}
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, env=env)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    for scale in (2, 4):
+        net = make_net("edsr(n_resblocks=1,n_feats=8)", scale)
+        save_weights(net, folder / "weights" / f"tiny-x{scale}.safetensors")
+    return {"weights": folder / "weights", "benchmarks": "sample-eval", "out_dir": folder / "runs", "device": "cpu",
+            "input_px": 16, "repeats": 2}
+
+
+def test_run_evaluate_leaves_a_valid_record_and_a_page(tiny, tmp_path):
+    done = papermill(tmp_path / "out.ipynb", **tiny, ensemble=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = find_runs(tiny["out_dir"])
+    record = json.loads((run.dir / "record.json").read_text())
+    jsonschema.validate(record, json.loads(static("record.schema.json")))
+    assert record["kind"] == "evaluate" and list(record["student"]["nets"]) == ["tiny-x2", "tiny-x4"]
+    assert set(record["summary"]) == {"bicubic", "tiny-x2", "tiny-x2+", "tiny-x4", "tiny-x4+"}
+    assert sorted(p.name for p in (run.dir / "figures").iterdir()) == ["pareto-x2.png", "pareto-x4.png"]
+    page = (run.dir / "report.html").read_text()
+    assert "2 networks compared" in page and "papermill nbs/run_evaluate.ipynb" in page and "http://" not in page
+    assert len((run.dir / "report.csv").read_text().splitlines()) == 1 + len(record["rows"])
+    assert "image/png" in (tmp_path / "out.ipynb").read_text() and (run.dir / "notebook.ipynb").is_file()
+
+
+@pytest.mark.parametrize("parameters, message", [
+    ({"weigths": "x"}, 'unknown setting "weigths". Did you mean "weights"?'),
+    ({"weights": "nowhere.pt"}, "weights nowhere.pt: no weights file there"),
+])
+def test_a_wrong_value_stops_before_any_measuring(tiny, tmp_path, parameters, message):
+    done = papermill(tmp_path / "out.ipynb", **tiny | {"out_dir": tmp_path / "runs"} | parameters)
+    assert done.returncode != 0 and message in done.stderr
+    assert not (tmp_path / "runs").exists()
