@@ -418,7 +418,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
         "data": "sample",
         "teacher": str_net("rcan", "mini_teacher"),
         "taps": [1, 2, 3],
-        "steps": 600,
+        "steps": 400,
         "batch_size": 8,
         "patch_px": 24 if scale == 8 else 32,
         "learn_rate": 1e-3,
