@@ -23,9 +23,9 @@ from .nets import parse_net
 from .weights import read_state
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain', 'DistillConfig',
-           'TeacherConfig', 'EvaluateConfig', 'find_weights', 'fill', 'str_net', 'net_or_file', 'find_teacher',
-           'run_name', 'parameters']
+__all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain',
+           'DistillConfig', 'TeacherConfig', 'EvaluateConfig', 'find_weights', 'fill', 'str_net', 'net_or_file',
+           'split_teachers', 'find_teacher', 'run_name', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -184,11 +184,17 @@ class DistillConfig(TrainConfig):
     )
     teacher: str | None = _field(
         None,
-        "a weights file, or a network that has one in data/weights or among the teacher runs; None: the preset's",
+        "a weights file of any origin, or a network that has one in data/weights or among the teacher runs; "
+        "several joined by +; None: the preset's",
         digest=False,  # its tensors are hashed instead
     )
+    teacher_draw: Literal["random", "mean"] = _field(
+        "random", "with several teachers: random, one drawn for each batch, or mean, all of them averaged"
+    )
     loss: str = _field("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
-    taps: list[int | str] | None = _field(None, "places to compare: positions, names, or student=teacher")
+    taps: list[int | str] | None = _field(
+        None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
+    )
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
@@ -219,7 +225,9 @@ class DistillConfig(TrainConfig):
         if not loss:
             chosen |= {"compare": False, "teacher": "none", "taps": []}
         else:
-            chosen["teacher"] = str(find_teacher(self.teacher or chosen["teacher"], self.scale, self.preset))
+            wanted = split_teachers(self.teacher or chosen["teacher"])
+            found = [find_teacher(text, self.scale, self.preset) for text in wanted]
+            chosen["teacher"] = "+".join(map(str, found))
             if "maps" not in loss:
                 chosen["taps"] = []
         return _finish(self, chosen)
@@ -340,11 +348,13 @@ def str_net(
 
 
 def net_or_file(
-    text: str,                             # a net spec or a weights file
-    what: str,                             # "student", for messages
-    scale: int,                            # the run's
-) -> tuple[str, Literal["spec", "file"]]:  # name of the network
+    text: str,                                       # a net spec or a weights file
+    what: str,                                       # "student", for messages
+    scale: int,                                      # the run's
+) -> tuple[str, Literal["spec", "file", "module"]]:  # name of the network
     "Tell a weights file from a net spec, and check a file's scale."
+    if text.startswith(MODULE):
+        return text.removeprefix(MODULE).split("(")[0], "module"
     if Path(text).suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):
         return parse_net(text)[0], "spec"
     metadata = read_state(find_path(text))[1]
@@ -353,12 +363,24 @@ def net_or_file(
     return parse_spec(metadata.get("spec", what))[0].name, "file"
 
 # %% ../nbs/56_config.ipynb #b3c12801
+MODULE = "module "  # begins the name of a teacher that was given as a Python object
+
+
+def split_teachers(
+    text: str,      # one teacher, or several joined by +
+) -> list[str]:     # a file whose own name has a + stays whole
+    "The teachers that are meant."
+    return [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]
+
+
 def find_teacher(
     text: str | None,  # a weights file, a net spec, or None
     scale: int,        # the run's
     preset: str,       # for the message
-) -> Path:             # relative to the project where it lies in it
+) -> str | Path:       # relative to the project where it lies in it
     "A teacher's file: the one given, or the one whose network and scale are asked for, shipped or trained here."
+    if text and text.startswith(MODULE):
+        return text
     if text and Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         path = find_path(text)
         if not path.is_file():

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .core import FakdError, atomic_write, read_image, to_images
-from .record import METHODS, Record, Row, Run
+from .record import METHODS, Record, Row, Run, known_methods
 
 # %% auto #0
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
@@ -520,7 +520,10 @@ def name_of(
     "The name of a method for people; a run that only trains or scores a network has no student."
     if record.kind != "distill" and method in ("teacher", "plain", "distilled"):
         return "This network"
-    return TITLES.get(method, method)
+    several = dict((record.teacher or {}).get("nets") or {})
+    if method in several:
+        return f"{method.capitalize()}, {str(several[method].get('network', '')).upper()}"
+    return "Mean of the teachers" if several and method == "teacher" else TITLES.get(method, method)
 
 
 def _cell(record: Record, method: str, name: str) -> tuple[str, str, str]:
@@ -533,14 +536,14 @@ def _cell(record: Record, method: str, name: str) -> tuple[str, str, str]:
 # %% ../nbs/70_figures.ipynb #54ea1534
 def result_table(
     record: Record,  # a finished run
-) -> ResultTable:    # methods in the order bicubic, teacher, plain, distilled; only those that were scored
+) -> ResultTable:    # methods in the order bicubic, teachers, plain, distilled; only those that were scored
     "Parameters, multiply-adds, PSNR and SSIM of each method, and its PSNR less that of the undistilled student."
     names = list(dict.fromkeys(r.set for r in record.rows))
     sets = [(name, len({r.image for r in record.rows if r.set == name})) for name in names]
-    methods = [m for m in METHODS if m in record.summary]
+    methods = known_methods(record.summary)
     nets = {m: record.student for m in ("teacher", "plain", "distilled")}
     if record.kind == "distill":
-        nets["teacher"] = record.teacher or {}
+        nets |= {"teacher": record.teacher or {}, **dict((record.teacher or {}).get("nets") or {})}
     rows = []
     for method in methods:
         net = nets.get(method, {})

@@ -30,7 +30,7 @@ from PIL import Image
 from .affinity_views import AffinityRows, distance_table, query_panels, read_affinity
 from .core import FakdError, atomic_write, static
 from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, name_of, result_table, scenes, signed
-from .record import METHODS, Record, Row, Run, find_runs, read_history
+from .record import METHODS, Record, Row, Run, find_runs, known_methods, read_history
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'read_images',
@@ -76,10 +76,11 @@ def _distilled_words(record: Record, name: str, images: str) -> list[str]:
     trained = bicubic is None or mine > bicubic
     said = _gain_words(gains(record.rows, name), trained)
     said[0] = f"On {name} ({images}) the distilled student reaches {fixed(mine)} dB" + said[0]
+    who = "The mean of the teachers\u2019 images" if (record.teacher or {}).get("nets") else "The teacher"
     if teacher is not None and teacher > mine:
-        said.append(f"The teacher has {fixed(teacher)} dB.")
+        said.append(f"{who} has {fixed(teacher)} dB.")
     elif teacher is not None:
-        said.append(f"The teacher, at {fixed(teacher)} dB, is no better than its student.")
+        said.append(f"{who}, at {fixed(teacher)} dB, is no better than its student.")
     if not trained:
         said.append(f"Bicubic interpolation alone has {fixed(bicubic)} dB: "
                     "the student has not been trained far enough to judge anything.")
@@ -305,7 +306,7 @@ def _every_image(record: Record) -> dict[str, Any]:
     tables = []
     for name in dict.fromkeys(r.set for r in record.rows):
         rows = {(r.image, r.method): r for r in record.rows if r.set == name}
-        methods = [m for m in METHODS if any(method == m for _, method in rows)]
+        methods = known_methods(method for _, method in rows)
         gain = gains(record.rows, name)
         lines = [(image, [_score(rows.get((image, m))) for m in methods], signed(gain.get(image)))
                  for image in dict.fromkeys(image for image, _ in rows)]
@@ -389,6 +390,7 @@ def _affinity(run: Run, record: Record) -> dict[str, Any]:
              if p is not None and d is not None]
     table = [(*t.partition("=")[::2], [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)]
     return {"affinity": {
+        "several": bool((record.teacher or {}).get("nets")),
         "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],
         "heads": [name_of(record, m) for m in far], "queries": len(rows.queries),
         "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}
@@ -420,7 +422,9 @@ def _count(value: float) -> str:
 
 def _networks(record: Record) -> dict[str, Any] | None:
     "What is known of teacher and student, a column each."
-    both = {"Teacher": record.teacher, "Student" if record.kind == "distill" else "Network": record.student}
+    several = dict((record.teacher or {}).get("nets") or {"teacher": record.teacher})
+    both = {name.capitalize(): net for name, net in several.items()}
+    both["Student" if record.kind == "distill" else "Network"] = record.student
     both = record.student.get("nets") or both  # an evaluation has any number of networks
     nets = {title: net for title, net in both.items() if net}
 
