@@ -547,7 +547,7 @@ def distill(
 ) -> Run:
     "A whole distillation run without a notebook."
     nets: dict[str, Any] = {"teacher": teacher, "student": student}
-    texts = {k: v for k, v in nets.items() if v is None or isinstance(v, str)}
+    texts: dict[str, Any] = {k: v for k, v in nets.items() if v is None or isinstance(v, str)}
     at_hand = {k: v for k, v in nets.items() if k not in texts}
     setup = prepare(DistillConfig(**texts, **parameters), **at_hand)
     if setup.config.compare and setup.teacher is not None:
