@@ -288,7 +288,7 @@ def find_runs(
 # %% ../nbs/05_record.ipynb #b2c6374a
 def artefacts(
     run: Run,  # the run
-    patterns: Sequence[str] = ("weights/*", "history.csv", "figures/*", "snapshots/**/*"),
+    patterns: Sequence[str] = ("weights/*", "history.csv", "snapshots/**/*"),
 ) -> list[Artefact]:  # sorted by path
     "The run's files with size and checksum; pages and notebook are made from the record and not listed."
     files = sorted({p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()})

@@ -29,6 +29,7 @@ from PIL import Image
 
 from .affinity_views import AffinityRows, distance_table, query_panels, read_affinity
 from .core import FakdError, atomic_write, static
+from .figure_files import write_figures
 from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, name_of, result_table, scenes, signed
 from .record import METHODS, Record, Row, Run, find_runs, known_methods, read_history
 
@@ -484,11 +485,13 @@ def write_rows(
 def run_page(
     run: Run,  # with a record
 ) -> Path:     # of report.html
-    "Write the page of a run, and its scores as CSV, into the run's folder."
+    "Write the page of a run, its scores as CSV, and its figures for papers, into the run's folder."
     record = run.record
     compared = [_comparison(scene, record) for scene in scenes(run)[:MOST_IMAGES]]
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
              "comparisons": compared, **_affinity(run, record), **page_origin(record)}
+    pdfs = write_figures(run)
+    parts["figures"] = [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in pdfs]
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 
