@@ -24,8 +24,8 @@ from .weights import read_state
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain',
-           'DistillConfig', 'TeacherConfig', 'EvaluateConfig', 'find_weights', 'fill', 'str_net', 'net_or_file',
-           'split_teachers', 'find_teacher', 'run_name', 'parameters']
+           'DistillConfig', 'TeacherConfig', 'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net',
+           'net_or_file', 'split_teachers', 'find_teacher', 'run_name', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -307,6 +307,13 @@ class EvaluateConfig(Config):
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
+def names_weights(
+    text: str,  # of a setting: a net spec or a path
+) -> bool:      # False for `edsr(res_scale=0.1)`, which has a point as well
+    "Whether a weights file is meant."
+    return Path(text).suffix in _WEIGHTS
+
+
 def find_weights(
     text: str,      # files, folders or patterns joined by +, from the project's root or this folder
 ) -> list[Path]:    # each once, relative to the project where they lie in it
@@ -355,7 +362,7 @@ def net_or_file(
     "Tell a weights file from a net spec, and check a file's scale."
     if text.startswith(MODULE):
         return text.removeprefix(MODULE).split("(")[0], "module"
-    if Path(text).suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):
+    if not names_weights(text):
         return parse_net(text)[0], "spec"
     metadata = read_state(find_path(text))[1]
     if "scale" in metadata and int(metadata["scale"]) != scale:
@@ -381,7 +388,7 @@ def find_teacher(
     "A teacher's file: the one given, or the one whose network and scale are asked for, shipped or trained here."
     if text and text.startswith(MODULE):
         return text
-    if text and Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
+    if text and names_weights(text):
         path = find_path(text)
         if not path.is_file():
             raise FakdError(f"teacher {text}: no such weights file.")
@@ -429,7 +436,7 @@ def run_name(
         kind, net, terms = "teacher", config.net, []
     else:
         kind, net, terms = "distill", config.student, [term.name for term in parse_spec(config.loss)]
-    net = Path(net).stem if Path(net).suffix else net.split("(")[0]
+    net = Path(net).stem if names_weights(net) else net.split("(")[0]
     text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"]).lower()
     return "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
 

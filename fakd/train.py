@@ -23,7 +23,7 @@ from torch import nn
 from .affinity import affinity_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, run_name, split_teachers
+from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
@@ -76,7 +76,7 @@ class Setup:
         text = cfg.net if isinstance(cfg, TeacherConfig) else cfg.student
         if self.student is not None:
             return copy.deepcopy(self.student).train()
-        if Path(text).suffix:
+        if names_weights(text):
             return load_net(find_path(text)).train()
         net = make_net(text, cfg.scale, seed=cfg.seed)
         return warm_start(net, cfg.init) if isinstance(cfg, TeacherConfig) and cfg.init else net

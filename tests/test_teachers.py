@@ -21,7 +21,7 @@ from fakd.record import summarise
 from fakd.report import finding, run_page
 from fakd.taps import find_places, suggest_taps, tap_shapes
 from fakd.teacher import Teacher, Teachers
-from fakd.train import distill, fit, loss_needs, prepare
+from fakd.train import distill, fit, loss_needs, prepare, train_teacher
 from fakd.trainer import Progress
 from fakd.weights import load_net, read_state, save_weights
 
@@ -205,6 +205,25 @@ def test_a_teacher_that_was_at_hand_must_be_given_again(small):
     with pytest.raises(FakdError, match=r"teacher module plain: it was a Python object. Give it again"):
         prepare(config)
     assert prepare(config, Plain()).config.taps == config.taps
+
+
+@pytest.mark.parametrize("student", [NARROW, EDSR, "san(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"])
+@pytest.mark.parametrize("teacher", [0, 1])
+def test_every_family_learns_from_every_other(small, files, student, teacher):
+    "A spec with a point in it, such as res_scale=1.0, is no file."
+    run = distill(**small | {"student": student, "teacher": files[teacher], "steps": 1})
+    name = student.split("(")[0]
+    assert run.id.startswith(f"distill-x2-{name}-ds-ts-sa-s0-") and run.record.student["network"] == name
+    assert net_spec(load_net(run.dir / "weights/distilled.safetensors")) == run.record.student["spec"]
+
+
+def test_a_teacher_of_every_family_can_be_trained_and_found_again(small, tmp_path):
+    for name, net in (("edsr", EDSR), ("san", "san(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)")):
+        asked = {k: v for k, v in small.items() if k not in ("student", "compare")} | {"steps": 1}
+        run = train_teacher(**asked, net=net)
+        assert run.id.startswith(f"teacher-x2-{name}-s0-")
+        file = str(run.dir / "weights/teacher.safetensors")
+        assert prepare(DistillConfig(**small, teacher=file)).teacher.scale == 2
 
 
 # Several
