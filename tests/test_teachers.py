@@ -7,11 +7,12 @@ from itertools import product
 import jsonschema
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from torch import nn
 
 from fakd.config import DistillConfig
-from fakd.core import FakdError, static
+from fakd.core import FakdError, static, write_image
 from fakd.evaluate import evaluate
 from fakd.figures import result_table
 from fakd.foreign import as_net
@@ -63,10 +64,19 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    "A folder with two small pieces of a photograph."
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(2):
+        write_image(folder / f"{i}.png", skimage.data.astronaut()[60 * i : 60 * i + 48, 200:264])
+    return str(folder)
+
+
 @pytest.fixture
-def small(tmp_path):
-    "Parameters of a run that takes a few seconds."
-    return {"scale": 2, "data": "sample", "benchmarks": "sample-eval", "steps": 3, "batch_size": 2, "patch_px": 8,
+def small(tmp_path, pictures):
+    "Parameters of a run that takes a second."
+    return {"scale": 2, "data": pictures, "benchmarks": pictures, "steps": 3, "batch_size": 2, "patch_px": 8,
             "precision": "fp32", "device": "cpu", "student": NARROW, "compare": False,
             "out_dir": str(tmp_path / "runs")}
 
@@ -262,7 +272,8 @@ def test_the_mean_of_several_teachers_is_what_its_definition_says():
 
 @pytest.mark.parametrize("draw", ["random", "mean"])
 def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_apart(small, files, draw):
-    run = distill(**small | {"teacher": "+".join(files), "teacher_draw": draw, "loss": "DS+TS+10*SA+FitNet+0.1*CSD"})
+    loss = "DS+TS+10*SA+FitNet+0.1*CSD"
+    run = distill(**small | {"teacher": "+".join(files), "teacher_draw": draw, "loss": loss})
     record = json.loads((run.dir / "record.json").read_text())
     jsonschema.validate(record, json.loads(static("record.schema.json")))
     assert list(record["summary"]) == ["bicubic", "teacher 1", "teacher 2", "teacher", "distilled"]
@@ -272,7 +283,7 @@ def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_a
     assert [net["source"] for net in about["nets"].values()] == files
     for method, file in zip(("teacher 1", "teacher 2"), files, strict=True):
         rows = evaluate({method: load_net(file)}, prepare(DistillConfig(**small), Plain()).sets, 2, progress=False)
-        found, wanted = (means[method]["sample-eval"]["psnr_y"] for means in (summarise(rows), record["summary"]))
+        found, wanted = (list(means[method].values())[0]["psnr_y"] for means in (summarise(rows), record["summary"]))
         assert found == pytest.approx(wanted, abs=1e-4)  # another memory layout may round a pixel the other way
     assert [row["title"] for row in result_table(run.record).rows] == [
         "Bicubic", "Teacher 1, RCAN", "Teacher 2, EDSR", "Mean of the teachers", "Student, distilled"]
@@ -301,6 +312,9 @@ def test_places_of_several_teachers_may_differ(small, files):
     mixed = prepare(DistillConfig(**small), [make_net(WIDE, 2), Plain()])
     assert mixed.config.taps == ["group0=group0+trunk.1", "group1=group1+trunk.3", "last=last+up.input"]
     assert mixed.config.teacher == f"module {WIDE}+module plain"
+    page = mixed._repr_html_()
+    for words in ("teacher 1 tap", "teacher 2 tap", "One teacher is drawn for each batch.", "trunk.3", "needs at most"):
+        assert words in page, words
 
 
 @pytest.mark.parametrize("draw", ["random", "mean"])
