@@ -172,12 +172,11 @@ def cost_parts(
             "cost_lines": lines, "cost_note": note.strip()}
 
 # %% ../nbs/83_evaluate_report.ipynb #aef3d4ac
-def pareto_figures(
-    record: Record,         # of an evaluation
-    theme: str = "light",
-) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
-    "PSNR against parameters, multiply-adds, latency and peak memory."
-    figures, nets = {}, record.student["nets"]
+def _quality_and_costs(
+    record: Record,  # of an evaluation
+) -> dict[str, Any]:  # by scale and set: PSNR by network, costs by label, PSNR of bicubic
+    "What the Pareto figures show: the first set of each scale."
+    found, nets = {}, record.student["nets"]
     for scale in scales_of(record):
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
@@ -192,9 +191,26 @@ def pareto_figures(
         }
         costs = {label: {n: v for n, v in cost.items() if v > 0} for label, cost in costs.items()}
         if psnr:
-            base = means["bicubic"][name]["psnr_y"]
-            figures[f"\u00d7{scale}, {name}"] = pareto_figure(psnr, costs, base, theme)
-    return figures
+            costs = {label: cost for label, cost in costs.items() if cost}
+            found[f"\u00d7{scale}, {name}"] = psnr, costs, means["bicubic"][name]["psnr_y"]
+    return found
+
+# %% ../nbs/83_evaluate_report.ipynb #38705d5e
+def pareto_figures(
+    record: Record,         # of an evaluation
+    theme: str = "light",
+) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
+    "PSNR against parameters, multiply-adds, latency and peak memory."
+    return {label: pareto_figure(*known, theme) for label, known in _quality_and_costs(record).items()}
+
+
+def _pareto_panels(
+    record: Record,  # of an evaluation
+) -> list[tuple[str, list[Any]]]:  # label, and an SVG for each cost, which a narrow page puts one below the other
+    "The Pareto figures for the page."
+    return [(label, [inline_svg(pareto_figure(psnr, {name: cost}, base), f"pareto-{i}-{k}", f"{label}: {name}")
+                     for k, (name, cost) in enumerate(costs.items())])
+            for i, (label, (psnr, costs, base)) in enumerate(_quality_and_costs(record).items())]
 
 
 def cost_figures(
@@ -273,14 +289,13 @@ def evaluation_page(
     record = run.record
     nets, scales = record.student["nets"], ", ".join(f"\u00d7{scale}" for scale in scales_of(record))
     title = f"{len(nets)} networks compared at {scales}" if len(nets) > 1 else f"{next(iter(nets))} at {scales}"
-    figures = pareto_figures(record)
     parts = {
         "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),
         "published": _narrow(published_tables(record)), "image_tables": _every_image(record), **cost_parts(record),
-        "pareto": [(label, inline_svg(fig, f"pareto-{i}", label)) for i, (label, fig) in enumerate(figures.items())],
-        "comparisons": [_comparison(scene) for scene in scenes(run)], **page_origin(record),
+        "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
+        **page_origin(record),
     }
     write_rows(record, run.dir / "report.csv")
     return Page("evaluate.html.j2", title, parts).write(run.dir / "report.html")
