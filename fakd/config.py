@@ -273,6 +273,10 @@ class EvaluateConfig(Config):
         None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False
     )
     ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
+    tile: int | None = _field(
+        None, "also in tiles of this side in LR pixels, such as 256, to see what tiling costs; None: only whole images",
+        ge=48,
+    )
     precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
     input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
     repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)
