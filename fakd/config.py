@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import glob
 import html
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -56,11 +57,19 @@ def learn_rate_at(
     schedule: str,      # such as `cosine(warmup=100)` or `step(at=[149000],gamma=0.5)`
 ) -> float:
     "The learning rate of one step."
-    term = parse_spec(schedule)[0]
+    term, *more = parse_spec(schedule)
+    if more or term.weight != 1:
+        raise FakdError(f"schedule {schedule}: give one of {', '.join(SCHEDULES)}, without a weight.")
+    factor = SCHEDULES[pick(term.name, SCHEDULES, "schedule")]
+    options = list(inspect.signature(factor).parameters)[2:]
+    for key in term.options:
+        if key not in options:
+            raise FakdError(f'schedule {schedule}: {term.name} has no option "{key}". {nearest(key, options)}'
+                            f"Known: {', '.join(options) or 'none'}.")
     try:
-        return learn_rate * SCHEDULES[pick(term.name, SCHEDULES, "schedule")](step, steps, **term.options)
-    except TypeError as fault:
-        raise FakdError(f"schedule {schedule}: {str(fault).split('() ')[-1]}.") from None
+        return learn_rate * float(factor(step, steps, **term.options))
+    except (TypeError, ValueError):
+        raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
 
 # %% ../nbs/56_config.ipynb #70bf60ef
 def _field(
@@ -223,6 +232,9 @@ class DistillConfig(TrainConfig):
             chosen["student"] = str_net(self.student, "student" if self.preset == "paper" else "mini_student")
         loss = DistillLoss.needs_of(self.loss)
         if not loss:
+            if self.teacher not in (None, "none"):
+                raise FakdError(f"loss {self.loss} looks at no teacher, and teacher is {self.teacher}. "
+                                "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
             chosen |= {"compare": False, "teacher": "none", "taps": []}
         else:
             wanted = split_teachers(self.teacher or chosen["teacher"])
@@ -273,6 +285,10 @@ class EvaluateConfig(Config):
         None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False
     )
     ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
+    tile: int | None = _field(
+        None, "also in tiles of this side in LR pixels, such as 256, to see what tiling costs; None: only whole images",
+        ge=48,
+    )
     precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
     input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
     repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)

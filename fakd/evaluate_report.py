@@ -9,10 +9,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from .core import root
-from .figures import Figures, ResultTable, amount, fixed, pareto_figure, save_figure, signed
+from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
-from .report import Page, inline_svg, page_origin, write_rows
+from .report import Page, inline_svg, page_origin, picture, write_rows
 
 # %% auto #0
 __all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'published_rows', 'published_tables', 'cost_parts',
@@ -47,13 +50,14 @@ def _line(
     means: Mapping[str, Mapping[str, Any]],    # by set
     sets: Sequence[str],                       # columns
     against: Mapping[str, Mapping[str, Any]],  # means of what it is compared with, by set
+    digits: int = 2,                           # of the difference
 ) -> dict[str, Any]:
     "A row of a `ResultTable`."
     cells = []
     for name in sets:
         psnr, other = (m.get(name, {}).get("psnr_y") for m in (means, against))
         gain = None if psnr is None or other is None else psnr - other
-        cells.append((fixed(psnr), fixed(means.get(name, {}).get("ssim_y"), 4), signed(gain)))
+        cells.append((fixed(psnr), fixed(means.get(name, {}).get("ssim_y"), 4), signed(gain, digits)))
     return {"method": title, "title": title, "params": amount(net.get("params")), "macs": amount(net.get("macs")),
             "cells": cells}
 
@@ -86,7 +90,7 @@ def mean_tables(
 def variant_tables(
     record: Record,  # of an evaluation
 ) -> Tables:         # one a scale; none if each network was used in one way only
-    "Self-ensemble and other precisions beside the plain use of the same network."
+    "Self-ensemble, other precisions and tiles beside the plain use of the same network."
     tables = Tables()
     for scale in scales_of(record):
         rows = rows_at(record, scale)
@@ -97,9 +101,10 @@ def variant_tables(
                 net = {**nets[way["net"]]}
                 net["macs"] *= 8 if way["ensemble"] else 1
                 against = {} if method == way["net"] else means[way["net"]]
-                lines.append(_line(method, net, means[method], names, against))
+                lines.append(_line(method, net, means[method], names, against, 4))
         if lines:
-            note = "A plus marks the mean over eight views of the input. Difference: PSNR less that of the first use."
+            note = ("A plus marks the mean over eight views of the input; tiles have the given side in low-resolution "
+                    "pixels, and images that fit into one are the same. Difference: PSNR less that of the first use.")
             tables.append(ResultTable(_sets(rows), lines, _NOTE.format(scale) + note))
     return tables
 
@@ -167,12 +172,11 @@ def cost_parts(
             "cost_lines": lines, "cost_note": note.strip()}
 
 # %% ../nbs/83_evaluate_report.ipynb #aef3d4ac
-def pareto_figures(
-    record: Record,         # of an evaluation
-    theme: str = "light",
-) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
-    "PSNR against parameters, multiply-adds, latency and peak memory."
-    figures, nets = {}, record.student["nets"]
+def _quality_and_costs(
+    record: Record,  # of an evaluation
+) -> dict[str, Any]:  # by scale and set: PSNR by network, costs by label, PSNR of bicubic
+    "What the Pareto figures show: the first set of each scale."
+    found, nets = {}, record.student["nets"]
     for scale in scales_of(record):
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
@@ -187,9 +191,26 @@ def pareto_figures(
         }
         costs = {label: {n: v for n, v in cost.items() if v > 0} for label, cost in costs.items()}
         if psnr:
-            base = means["bicubic"][name]["psnr_y"]
-            figures[f"\u00d7{scale}, {name}"] = pareto_figure(psnr, costs, base, theme)
-    return figures
+            costs = {label: cost for label, cost in costs.items() if cost}
+            found[f"\u00d7{scale}, {name}"] = psnr, costs, means["bicubic"][name]["psnr_y"]
+    return found
+
+# %% ../nbs/83_evaluate_report.ipynb #38705d5e
+def pareto_figures(
+    record: Record,         # of an evaluation
+    theme: str = "light",
+) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
+    "PSNR against parameters, multiply-adds, latency and peak memory."
+    return {label: pareto_figure(*known, theme) for label, known in _quality_and_costs(record).items()}
+
+
+def _pareto_panels(
+    record: Record,  # of an evaluation
+) -> list[tuple[str, list[Any]]]:  # label, and an SVG for each cost, which a narrow page puts one below the other
+    "The Pareto figures for the page."
+    return [(label, [inline_svg(pareto_figure(psnr, {name: cost}, base), f"pareto-{i}-{k}", f"{label}: {name}")
+                     for k, (name, cost) in enumerate(costs.items())])
+            for i, (label, (psnr, costs, base)) in enumerate(_quality_and_costs(record).items())]
 
 
 def cost_figures(
@@ -200,6 +221,27 @@ def cost_figures(
     for label, fig in made.items():
         save_figure(fig, run.dir / "figures" / f"pareto-x{label[1:].split(',')[0]}.png")
     return Figures(made.values())
+
+# %% ../nbs/83_evaluate_report.ipynb #e603e1ed
+def _comparison(
+    scene: Scene,  # one image of an evaluation
+) -> dict[str, Any]:
+    "The original as an overview with the window marked, and the window in every version."
+    hr_img = scene.images["hr"]
+    h, w = hr_img.shape[:2]
+    step = max(1, round(w / 700))  # an overview needs no more pixels
+    small = np.asarray(Image.fromarray(hr_img).resize((w // step, h // step), Image.Resampling.LANCZOS))
+    best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].psnr_y or 0.0)
+    crops = []
+    for name, crop in scene.crops.items():
+        sizes = {n: " \u00d7 ".join(map(str, scene.images[n].shape[1::-1])) for n in ("lr", "hr")}
+        score = " / ".join(_texts(scene.scores[name])) if name in scene.scores else sizes[name]
+        crops.append({"title": TITLES.get(name, name), "score": score, "best": name == best,
+                      "src": picture(crop, max(1, round(240 / crop.shape[0])))})
+    return {"name": scene.image, "set": f"{scene.set}, \u00d7{scene.scores[best].scale}", "crops": crops,
+            "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
+            "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
+            "left": round(min(max(2 * w / h, 1.8), 3.2), 3)}
 
 # %% ../nbs/83_evaluate_report.ipynb #ed7c0114
 def evaluation_finding(
@@ -247,13 +289,12 @@ def evaluation_page(
     record = run.record
     nets, scales = record.student["nets"], ", ".join(f"\u00d7{scale}" for scale in scales_of(record))
     title = f"{len(nets)} networks compared at {scales}" if len(nets) > 1 else f"{next(iter(nets))} at {scales}"
-    figures = pareto_figures(record)
     parts = {
         "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),
         "published": _narrow(published_tables(record)), "image_tables": _every_image(record), **cost_parts(record),
-        "pareto": [(label, inline_svg(fig, f"pareto-{i}", label)) for i, (label, fig) in enumerate(figures.items())],
+        "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
         **page_origin(record),
     }
     write_rows(record, run.dir / "report.csv")

@@ -224,7 +224,10 @@ class Run:
         while True:
             run = cls(base / (run_id if number == 1 else f"{run_id}-{number}"))
             if not run.dir.exists() or (resume and not run.finished):
-                run.dir.mkdir(parents=True, exist_ok=True)
+                try:
+                    run.dir.mkdir(parents=True, exist_ok=True)
+                except OSError as fault:
+                    raise FakdError(f"{base}: no folder for runs ({fault.strerror}). Give another out_dir.") from None
                 return run
             number += 1
 
