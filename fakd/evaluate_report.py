@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from .core import root
+from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
 from .report import Page, inline_svg, page_origin, picture, write_rows
 
 # %% auto #0
-__all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'published_rows', 'published_tables', 'cost_parts',
-           'pareto_figures', 'cost_figures', 'evaluation_finding', 'evaluation_page']
+__all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
+           'published_tables', 'cost_parts', 'pareto_figures', 'cost_figures', 'evaluation_finding', 'evaluation_page']
 
 # %% ../nbs/83_evaluate_report.ipynb #f5ab1171
 class Tables(list[ResultTable]):
@@ -107,6 +108,21 @@ def variant_tables(
                     "pixels, and images that fit into one are the same. Difference: PSNR less that of the first use.")
             tables.append(ResultTable(_sets(rows), lines, _NOTE.format(scale) + note))
     return tables
+
+# %% ../nbs/83_evaluate_report.ipynb #538e19ab
+def perception_table(
+    record: Record,  # of an evaluation
+) -> DataTable:      # a row for each set, scale and method; empty without LPIPS and DISTS
+    "Means of LPIPS and DISTS over the images of a set; less is better."
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in record.student.get("perception", []):
+        groups.setdefault((row["scale"], row["set"], row["method"]), []).append(row)
+    table = DataTable()
+    for (scale, name, method), rows in groups.items():
+        measures = [key for key in rows[0] if key not in ("method", "set", "image", "scale")]
+        means = {key: fixed(sum(row[key] for row in rows) / len(rows), 4) for key in measures}
+        table.append({"Set": f"{name}, \u00d7{scale}", "Method": TITLES.get(method, method), **means})
+    return table
 
 # %% ../nbs/83_evaluate_report.ipynb #806cc0aa
 _ROLES = {"teacher": "{}, teacher (FAKD, Table 3)", "student": "{}, student without FAKD (Table 3)",
@@ -201,7 +217,8 @@ def pareto_figures(
     theme: str = "light",
 ) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
     "PSNR against parameters, multiply-adds, latency and peak memory."
-    return {label: pareto_figure(*known, theme) for label, known in _quality_and_costs(record).items()}
+    return {label: pareto_figure(psnr, costs, base, theme)
+            for label, (psnr, costs, base) in _quality_and_costs(record).items()}
 
 
 def _pareto_panels(
@@ -293,7 +310,8 @@ def evaluation_page(
         "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),
-        "published": _narrow(published_tables(record)), "image_tables": _every_image(record), **cost_parts(record),
+        "perception": perception_table(record), "published": _narrow(published_tables(record)),
+        "image_tables": _every_image(record), **cost_parts(record),
         "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
         **page_origin(record),
     }
