@@ -278,9 +278,24 @@ def evaluation_finding(
                 of = f", the best of {len(scores)}," if len(scores) > 1 else ""
                 said.append(f"On {name} at \u00d7{scale} ({count} images) {best}{of} reaches {fixed(scores[best])} dB, "
                             f"{signed(scores[best] - base)} dB against bicubic interpolation.")
-    return " ".join(said) or "No network was scored."
+    return " ".join([*said, *_changes(record)]) or "No network was scored."
 
 
+def _changes(record: Record) -> list[str]:
+    "By how much other ways of using a network change the mean PSNR of a set, from the least to the most."
+    found: dict[str, list[float]] = {}
+    for scale in scales_of(record):
+        means: Mapping[str, Any] = summarise(rows_at(record, scale))
+        for method, way in record.student["ways"].items():
+            if method in means and method != way["net"]:
+                kind = f"tiles of {way['tile']}" if way.get("tile") else way["precision"] or "self-ensemble"
+                pairs = [(means[m][s]["psnr_y"] for m in (method, way["net"])) for s in means[method]]
+                found.setdefault(kind, []).extend(a - b for a, b in pairs if a is not None and b is not None)
+    ends = {kind: dict.fromkeys(signed(end, 4) for end in (min(v), max(v))) for kind, v in found.items() if v}
+    said = ", with ".join(f"{kind} by {' to '.join(texts)} dB" for kind, texts in ends.items())
+    return [f"Against one plain pass over whole images, the mean PSNR of a set changes with {said}."] if said else []
+
+# %% ../nbs/83_evaluate_report.ipynb #b1d7acf1
 def _every_image(record: Record) -> list[dict[str, Any]]:
     "A table of all images for each scale and set."
     tables = []
