@@ -167,7 +167,11 @@ def published_tables(
 def _time(net: Mapping[str, Any]) -> str:
     "Latency with its quartiles."
     took = net.get("latency")
-    return f"{took['median_ms']:.3g} ({took['low_ms']:.3g} to {took['high_ms']:.3g})" if took else fixed(None)
+    if not took:
+        return fixed(None)
+    middle, low, high = (f"{took[k]:.{0 if took[k] >= 100 else 1 if took[k] >= 10 else 2}f}"
+                         for k in ("median_ms", "low_ms", "high_ms"))
+    return f"{middle} ({low} to {high})"
 
 
 def cost_parts(
@@ -289,7 +293,7 @@ def _changes(record: Record) -> list[str]:
         for method, way in record.student["ways"].items():
             if method in means and method != way["net"]:
                 kind = f"tiles of {way['tile']}" if way.get("tile") else way["precision"] or "self-ensemble"
-                pairs = [(means[m][s]["psnr_y"] for m in (method, way["net"])) for s in means[method]]
+                pairs = [(means[method][s]["psnr_y"], means[way["net"]][s]["psnr_y"]) for s in means[method]]
                 found.setdefault(kind, []).extend(a - b for a, b in pairs if a is not None and b is not None)
     ends = {kind: dict.fromkeys(signed(end, 4) for end in (min(v), max(v))) for kind, v in found.items() if v}
     said = ", with ".join(f"{kind} by {' to '.join(texts)} dB" for kind, texts in ends.items())
