@@ -195,7 +195,7 @@ def cost_parts(
 def _quality_and_costs(
     record: Record,  # of an evaluation
 ) -> dict[str, Any]:  # by scale and set: PSNR by network, costs by label, PSNR of bicubic
-    "What the Pareto figures show: the first set of each scale."
+    "What the Pareto figures show: the first set of each scale at which there is something to compare."
     found, nets = {}, record.student["nets"]
     for scale in scales_of(record):
         rows = rows_at(record, scale)
@@ -213,7 +213,7 @@ def _quality_and_costs(
         if psnr:
             costs = {label: cost for label, cost in costs.items() if cost}
             found[f"\u00d7{scale}, {name}"] = psnr, costs, means["bicubic"][name]["psnr_y"]
-    return found
+    return {label: known for label, known in found.items() if len(known[0]) > 1} or found
 
 # %% ../nbs/83_evaluate_report.ipynb #38705d5e
 def pareto_figures(
@@ -273,15 +273,18 @@ def evaluation_finding(
     for scale in scales_of(record):
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
-        plain = [m for m in means if m in record.student["nets"]]
-        for name, count in _sets(rows):
+        plain, reached = [m for m in means if m in record.student["nets"]], []
+        for name, _ in _sets(rows):
             scores = {m: means[m][name]["psnr_y"] for m in plain if means[m][name]["psnr_y"] is not None}
             base = means["bicubic"][name]["psnr_y"]
             if scores and base is not None:
                 best = max(scores, key=lambda m: scores[m])
-                of = f", the best of {len(scores)}," if len(scores) > 1 else ""
-                said.append(f"On {name} at \u00d7{scale} ({count} images) {best}{of} reaches {fixed(scores[best])} dB, "
-                            f"{signed(scores[best] - base)} dB against bicubic interpolation.")
+                reached.append(f"{fixed(scores[best])} dB on {name} ({signed(scores[best] - base)}"
+                               + (f", {best})" if len(plain) > 1 else ")"))
+        if reached:
+            who = f"the best of {len(plain)} networks" if len(plain) > 1 else plain[0]
+            said.append(f"At \u00d7{scale} {who} reaches {', '.join(reached)}.")
+    said += ["In brackets stands the gain over bicubic interpolation."] if said else []
     return " ".join([*said, *_changes(record)]) or "No network was scored."
 
 
