@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from .benchmarks import found_benchmarks, image_set
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, root
 from .losses import DistillLoss, check_spec
+from .metrics import perceptual_measures
 from .nets import parse_net
 from .weights import read_state
 
@@ -292,6 +293,10 @@ class EvaluateConfig(Config):
     precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
     input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
     repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)
+    backbones: str | None = _field(
+        None, "torchvision's weights files of AlexNet and VGG16, joined by +, for LPIPS and DISTS; None: neither",
+        digest=False,  # the files are hashed instead
+    )
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
     out_dir: str = _field("reports/runs", "folder of runs", digest=False)
 
@@ -317,7 +322,13 @@ class EvaluateConfig(Config):
         resolved = self._completed(late, origin)
         for name in str(resolved.benchmarks).split("+"):
             image_set(name.strip())
+        perceptual_measures(resolved.backbone_files)
         return resolved
+
+    @property
+    def backbone_files(self) -> list[str]:
+        "The files that LPIPS and DISTS need, none if they are not wanted."
+        return [path.strip() for path in self.backbones.split("+")] if self.backbones else []
 
 # %% ../nbs/56_config.ipynb #65ad6d2e
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")

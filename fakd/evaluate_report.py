@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from .core import root
+from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
 from .report import Page, inline_svg, page_origin, picture, write_rows
 
 # %% auto #0
-__all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'published_rows', 'published_tables', 'cost_parts',
-           'pareto_figures', 'cost_figures', 'evaluation_finding', 'evaluation_page']
+__all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
+           'published_tables', 'cost_parts', 'pareto_figures', 'cost_figures', 'evaluation_finding', 'evaluation_page']
 
 # %% ../nbs/83_evaluate_report.ipynb #f5ab1171
 class Tables(list[ResultTable]):
@@ -108,6 +109,21 @@ def variant_tables(
             tables.append(ResultTable(_sets(rows), lines, _NOTE.format(scale) + note))
     return tables
 
+# %% ../nbs/83_evaluate_report.ipynb #538e19ab
+def perception_table(
+    record: Record,  # of an evaluation
+) -> DataTable:      # a row for each set, scale and method; empty without LPIPS and DISTS
+    "Means of LPIPS and DISTS over the images of a set; less is better."
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in record.student.get("perception", []):
+        groups.setdefault((row["scale"], row["set"], row["method"]), []).append(row)
+    table = DataTable()
+    for (scale, name, method), rows in groups.items():
+        measures = [key for key in rows[0] if key not in ("method", "set", "image", "scale")]
+        means = {key: fixed(sum(row[key] for row in rows) / len(rows), 4) for key in measures}
+        table.append({"Set": f"{name}, \u00d7{scale}", "Method": TITLES.get(method, method), **means})
+    return table
+
 # %% ../nbs/83_evaluate_report.ipynb #806cc0aa
 _ROLES = {"teacher": "{}, teacher (FAKD, Table 3)", "student": "{}, student without FAKD (Table 3)",
           "student_fakd": "{}, student with FAKD (Table 3)"}
@@ -151,7 +167,11 @@ def published_tables(
 def _time(net: Mapping[str, Any]) -> str:
     "Latency with its quartiles."
     took = net.get("latency")
-    return f"{took['median_ms']:.3g} ({took['low_ms']:.3g} to {took['high_ms']:.3g})" if took else fixed(None)
+    if not took:
+        return fixed(None)
+    middle, low, high = (f"{took[k]:.{0 if took[k] >= 100 else 1 if took[k] >= 10 else 2}f}"
+                         for k in ("median_ms", "low_ms", "high_ms"))
+    return f"{middle} ({low} to {high})"
 
 
 def cost_parts(
@@ -175,7 +195,7 @@ def cost_parts(
 def _quality_and_costs(
     record: Record,  # of an evaluation
 ) -> dict[str, Any]:  # by scale and set: PSNR by network, costs by label, PSNR of bicubic
-    "What the Pareto figures show: the first set of each scale."
+    "What the Pareto figures show: the first set of each scale at which there is something to compare."
     found, nets = {}, record.student["nets"]
     for scale in scales_of(record):
         rows = rows_at(record, scale)
@@ -193,7 +213,7 @@ def _quality_and_costs(
         if psnr:
             costs = {label: cost for label, cost in costs.items() if cost}
             found[f"\u00d7{scale}, {name}"] = psnr, costs, means["bicubic"][name]["psnr_y"]
-    return found
+    return {label: known for label, known in found.items() if len(known[0]) > 1} or found
 
 # %% ../nbs/83_evaluate_report.ipynb #38705d5e
 def pareto_figures(
@@ -201,7 +221,8 @@ def pareto_figures(
     theme: str = "light",
 ) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
     "PSNR against parameters, multiply-adds, latency and peak memory."
-    return {label: pareto_figure(*known, theme) for label, known in _quality_and_costs(record).items()}
+    return {label: pareto_figure(psnr, costs, base, theme)
+            for label, (psnr, costs, base) in _quality_and_costs(record).items()}
 
 
 def _pareto_panels(
@@ -252,18 +273,36 @@ def evaluation_finding(
     for scale in scales_of(record):
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
-        plain = [m for m in means if m in record.student["nets"]]
-        for name, count in _sets(rows):
+        plain, reached = [m for m in means if m in record.student["nets"]], []
+        for name, _ in _sets(rows):
             scores = {m: means[m][name]["psnr_y"] for m in plain if means[m][name]["psnr_y"] is not None}
             base = means["bicubic"][name]["psnr_y"]
             if scores and base is not None:
                 best = max(scores, key=lambda m: scores[m])
-                of = f", the best of {len(scores)}," if len(scores) > 1 else ""
-                said.append(f"On {name} at \u00d7{scale} ({count} images) {best}{of} reaches {fixed(scores[best])} dB, "
-                            f"{signed(scores[best] - base)} dB against bicubic interpolation.")
-    return " ".join(said) or "No network was scored."
+                reached.append(f"{fixed(scores[best])} dB on {name} ({signed(scores[best] - base)}"
+                               + (f", {best})" if len(plain) > 1 else ")"))
+        if reached:
+            who = f"the best of {len(plain)} networks" if len(plain) > 1 else plain[0]
+            said.append(f"At \u00d7{scale} {who} reaches {', '.join(reached)}.")
+    said += ["In brackets stands the gain over bicubic interpolation."] if said else []
+    return " ".join([*said, *_changes(record)]) or "No network was scored."
 
 
+def _changes(record: Record) -> list[str]:
+    "By how much other ways of using a network change the mean PSNR of a set, from the least to the most."
+    found: dict[str, list[float]] = {}
+    for scale in scales_of(record):
+        means: Mapping[str, Any] = summarise(rows_at(record, scale))
+        for method, way in record.student["ways"].items():
+            if method in means and method != way["net"]:
+                kind = f"tiles of {way['tile']}" if way.get("tile") else way["precision"] or "self-ensemble"
+                pairs = [(means[method][s]["psnr_y"], means[way["net"]][s]["psnr_y"]) for s in means[method]]
+                found.setdefault(kind, []).extend(a - b for a, b in pairs if a is not None and b is not None)
+    ends = {kind: dict.fromkeys(signed(end, 4) for end in (min(v), max(v))) for kind, v in found.items() if v}
+    said = ", with ".join(f"{kind} by {' to '.join(texts)} dB" for kind, texts in ends.items())
+    return [f"Against one plain pass over whole images, the mean PSNR of a set changes with {said}."] if said else []
+
+# %% ../nbs/83_evaluate_report.ipynb #b1d7acf1
 def _every_image(record: Record) -> list[dict[str, Any]]:
     "A table of all images for each scale and set."
     tables = []
@@ -293,7 +332,8 @@ def evaluation_page(
         "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),
-        "published": _narrow(published_tables(record)), "image_tables": _every_image(record), **cost_parts(record),
+        "perception": perception_table(record), "published": _narrow(published_tables(record)),
+        "image_tables": _every_image(record), **cost_parts(record),
         "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
         **page_origin(record),
     }

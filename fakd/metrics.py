@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from .core import FakdError, find_path, to_batch
 from .degrade import imresize
 
 # %% auto #0
-__all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'ssim_rgb', 'luma_pair', 'luma_scores', 'lpips', 'dists']
+__all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'ssim_rgb', 'luma_pair', 'luma_scores', 'lpips', 'dists',
+           'perceptual_measures']
 
 # %% ../nbs/25_metrics.ipynb #7b963395
 _LUMA = np.array([65.738, 129.057, 25.064]) / 256
@@ -291,3 +292,17 @@ def dists(
         structure = (2 * cov + eps) / (x.var(1, correction=0) + y.var(1, correction=0) + eps)
         alike += (alpha * texture + beta * structure).sum().item()
     return 1 - alike
+
+# %% ../nbs/25_metrics.ipynb #255921be
+def perceptual_measures(
+    backbones: Sequence[str | Path],  # torchvision's weights files of AlexNet, of VGG16, or both
+) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:  # by name: `measure(sr_img, hr_img)`
+    "What some backbones allow to measure: LPIPS with each of them, DISTS with VGG16."
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {}
+    for path in backbones:
+        kind, _ = _backbone(find_path(path))
+        _learned(f"lpips_models/{kind}.pth")  # so that a missing extra is said now
+        measures[f"LPIPS ({'AlexNet' if kind == 'alex' else 'VGG16'})"] = partial(lpips, backbone=path)
+        if kind == "vgg":
+            measures["DISTS"] = partial(dists, backbone=path)
+    return measures

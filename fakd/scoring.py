@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
+from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net, latency, peak_memory
@@ -22,12 +23,13 @@ from .core import FakdError, code_digest, digest, find_path, root, set_threads, 
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import load_any
+from .metrics import perceptual_measures
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
 from .weights import net_digest
 
 # %% auto #0
 __all__ = ['KEPT_IMAGES', 'KEPT_NETS', 'Way', 'net_names', 'Evaluation', 'prepare_evaluation', 'set_label', 'measure_scores',
-           'measure_costs', 'finish_evaluation', 'evaluate_weights']
+           'measure_costs', 'measure_perception', 'finish_evaluation', 'evaluate_weights']
 
 # %% ../nbs/64_scoring.ipynb #35e30510
 class Way(NamedTuple):
@@ -73,6 +75,7 @@ class Evaluation:
     sets: list[ImageSet]
     data: list[DataUse]
     rows: list[Row] = field(default_factory=list)
+    perception: list[dict[str, Any]] = field(default_factory=list)  # method, set, image, scale and each measure
 
     @property
     def scales(self) -> list[int]:
@@ -124,6 +127,7 @@ def prepare_evaluation(
     whole = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}, "code": code,
         "data": [use.digest for use in data], "nets": {name: net["digest"] for name, net in about.items()},
+        "backbones": [find_path(path) for path in cfg.backbone_files],
     })
     first, *others = about
     words = f"{Path(first).name}-and-{len(others)}" if others else Path(first).name
@@ -222,6 +226,27 @@ def measure_costs(
         evaluation.about[name] |= costs[name]
     return costs
 
+# %% ../nbs/64_scoring.ipynb #14e51a9b
+def measure_perception(
+    evaluation: Evaluation,  # prepared
+    progress: bool = True,   # show a bar
+) -> list[dict[str, Any]]:   # method, set, image, scale and each measure; empty without backbones
+    "LPIPS and DISTS of bicubic and of each network on every image."
+    cfg, found = evaluation.config, []
+    measures = perceptual_measures(cfg.backbone_files)
+    for scale in evaluation.scales if measures else []:
+        makers: dict[str, Any] = {"bicubic": partial(imresize, factor=scale)}
+        makers |= {name: partial(super_resolve, net, device=cfg.device)
+                   for name, net in evaluation.nets.items() if net.scale == scale}
+        for images in evaluation.sets:
+            for pair in tqdm(images.pairs(scale), desc=f"perception, {images.name}", disable=not progress, leave=False):
+                for method, make in makers.items():
+                    sr_img = make(pair.lr_img)
+                    scores = {name: measure(sr_img, pair.hr_img) for name, measure in measures.items()}
+                    found.append({"method": method, "set": images.name, "image": pair.name, "scale": scale, **scores})
+    evaluation.perception = found
+    return found
+
 # %% ../nbs/64_scoring.ipynb #4195c892
 def finish_evaluation(
     evaluation: Evaluation,  # after `measure_scores`
@@ -240,7 +265,8 @@ def finish_evaluation(
         digest=evaluation.digest, given=evaluation.given,
         resolved={**evaluation.config.model_dump(), "scale": ", ".join(map(str, evaluation.scales))},
         environment=environment(), code_digest=evaluation.code, data=evaluation.data, teacher=None,
-        student={**({} if others else alone), "nets": evaluation.about, "ways": ways},
+        student={**({} if others else alone), "nets": evaluation.about, "ways": ways,
+                 **({"perception": evaluation.perception} if evaluation.perception else {})},
         rows=evaluation.rows, summary=means, history={}, artefacts=artefacts(evaluation.run),
     )
     write_record(evaluation.run, record)
@@ -253,5 +279,6 @@ def evaluate_weights(
     "A whole evaluation without a notebook."
     evaluation = prepare_evaluation(EvaluateConfig(**parameters))
     measure_scores(evaluation)
+    measure_perception(evaluation)
     measure_costs(evaluation)
     return finish_evaluation(evaluation)

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures import make_run_fixture
 from torch import nn
 
 from fakd.benchmarks import image_set
 from fakd.core import FakdError, code_digest, write_image
 from fakd.degrade import imresize
 from fakd.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
+from fakd.evaluate_report import evaluation_finding
 from fakd.metrics import luma_pair, luma_scores, psnr_y
 from fakd.record import Row, summarise
+from fakd.scoring import Way
 from fakd.weights import load_net
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -226,3 +229,19 @@ def test_images_of_one_size_go_through_together_and_rows_keep_their_order(tmp_pa
     alone = evaluate({"n": net}, [images], 4, progress=False, batch_px=1)
     assert [r.image for r in together] == list("01234")
     assert [r.psnr_y for r in together] == pytest.approx([r.psnr_y for r in alone], abs=1e-3)
+
+
+def test_the_finding_gives_the_least_and_the_largest_change_of_every_use(tmp_path):
+    "Over all networks and sets: made-up scores whose differences can be read off."
+    scores = {"bicubic": (20, 21), "a": (30, 31), "a, bf16": (29.9954, 30.9991), "a, tiles of 256": (30, 30.999),
+              "b": (25, 26), "b, bf16": (25.001, 26), "b+": (25.1, 26.2)}
+    ways = {"a": ("a", "", False, 0), "a, bf16": ("a", "bf16", False, 0), "a, tiles of 256": ("a", "", False, 256),
+            "b": ("b", "", False, 0), "b, bf16": ("b", "bf16", False, 0), "b+": ("b", "", True, 0)}
+    run = make_run_fixture(
+        tmp_path, pictures=False, kind="evaluate", student={
+            "nets": {name: {} for name in "ab"}, "ways": {k: Way(*way)._asdict() for k, way in ways.items()}},
+        rows=[Row.of(m, name, "one", 4, value, 0.9) for m, both in scores.items()
+              for name, value in zip(("Set5", "Set14"), both, strict=True)])
+    changes = evaluation_finding(run.record).partition("the mean PSNR of a set changes with ")[2]
+    assert changes == ("bf16 by \u22120.0046 to +0.0010 dB, with tiles of 256 by \u22120.0010 to 0.0000 dB, "
+                       "with self-ensemble by +0.1000 to +0.2000 dB.")
