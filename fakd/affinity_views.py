@@ -150,7 +150,7 @@ def feature_maps(
     found: dict[str, list[Tensor]] = {}
     for name in tqdm(nets, desc="features", unit="network", leave=False, delay=1):
         net, where = nets[name], next(nets[name].parameters())
-        with torch.inference_mode(), Taps(net, places[name]) as seen:
+        with torch.no_grad(), Taps(net, places[name]) as seen:
             net(to_batch([lr_img], where.device).to(where.dtype))
             found[name] = [m.float().cpu() for m in seen.maps]
     first = next(iter(places.values()))

@@ -198,7 +198,8 @@ def explorer_page(
         net["unit"] = base64.b64encode(net["unit"]).decode()
     text = json.dumps({"state": start, "taps": taps}, sort_keys=True).replace("<", "\\u003c")
     h, w = shown.features.image.shape[:2]
-    size = (f"It holds the features of {len(shown.features.maps)} networks at {len(taps)} taps for {w} \u00d7 {h} positions "
+    count = f"{len(shown.features.maps)} network{'s' * (len(shown.features.maps) != 1)} at {len(taps)} taps"
+    size = (f"It holds the features of {count} for {w} \u00d7 {h} positions "
             f"in half precision (fp16): {raw / 1e6:.1f} MB, in this file {raw * 4 / 3e6:.1f} MB.")
     template = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True,
                                   lstrip_blocks=True).from_string(static("explorer.html.j2"))
@@ -227,12 +228,12 @@ class Explorer(ExplorerState):
         self.exhibit = exhibit(self.nets, pair, taps, title)
         start, tap = self.exhibit.query, self.exhibit.features.taps[-1]
         super().__init__(_info=self.exhibit.info(live=True), query=start, tap=tap, status=status,
-                         _data={"nets": self.exhibit.unit_bytes(tap)})
+                         _data={"tap": tap, "nets": self.exhibit.unit_bytes(tap)})
         self.on_msg(self._receive)
 
     @traitlets.observe("tap")
     def _send_tap(self, change: Any) -> None:
-        self._data = {"nets": self.exhibit.unit_bytes(change["new"])}
+        self._data = {"tap": change["new"], "nets": self.exhibit.unit_bytes(change["new"])}
 
     def look_at(
         self,
@@ -242,13 +243,14 @@ class Explorer(ExplorerState):
         "Show another image to the networks, and the view what they make of it."
         hr_img = image if isinstance(image, np.ndarray) else _decode(image, name)
         pair = middle_pair(hr_img, self.exhibit.scale, name=name)
-        self.status = f"{name}: computing the features of {len(self.nets)} networks\u2026"
+        count = f"{len(self.nets)} network{'s' * (len(self.nets) != 1)}"
+        self.status = f"{name}: computing its features in {count}\u2026"
         (h, w), (all_h, all_w) = pair.hr_img.shape[:2], hr_img.shape[:2]
         shown = exhibit(self.nets, pair, self.taps, self.exhibit.title)
         size = shown.features.image.shape[:2]
         with self.hold_sync():
             self.exhibit, self._info = shown, shown.info(live=True)
-            self._data = {"nets": shown.unit_bytes(self.tap)}
+            self._data = {"tap": self.tap, "nets": shown.unit_bytes(self.tap)}
             self.set_trait("query2", None)
             self.queries, self.query, self.view = [], shown.query, (1.0, 0.5, 0.5)
             self.status = (f"{name}: the middle {w} \u00d7 {h} of its {all_w} \u00d7 {all_h} pixels, "

@@ -508,7 +508,7 @@ class View {
     }
     this.drawLegend();
     this.drawWords(points);
-    this.root.dataset.frame = String(++this.frames);
+    Object.assign(this.root.dataset, { frame: ++this.frames, query: points[0].join(), tap: this.rows.source.tap });
     this.root.dataset.ms = (performance.now() - began).toFixed(1);
   }
 
