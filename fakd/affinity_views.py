@@ -172,8 +172,8 @@ def overlay_view(
     h, w = row.shape
     limits = map_limits([row])
     with figure_style(theme):
-        fig = blank_figure(3.4, 3.4 * 0.82 * h / w + 0.35)
-        axes = fig.add_axes((0.02, 0.03, 0.82, 0.82 * 3.4 * h / w / fig.get_figheight()))
+        fig = blank_figure(3.4, 3.4 * 0.8 * h / w + 0.35)
+        axes = fig.add_axes((0.02, 0.03, 0.8, 0.8 * 3.4 * h / w / fig.get_figheight()))
         place = (-0.5, w - 0.5, h - 0.5, -0.5)
         axes.imshow(image, extent=place, interpolation="nearest")
         axes.imshow(row, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], alpha=opacity, interpolation="nearest")
@@ -185,7 +185,7 @@ def overlay_view(
         axes.set_axis_off()
         said = title or f"Affinity to row {query[0]}, column {query[1]}"
         axes.set_title(f"{said}; line: 90th percentile", loc="left")
-        bar = fig.add_axes((0.87, 0.03, 0.03, axes.get_position().height))
+        bar = fig.add_axes((0.84, 0.03, 0.03, axes.get_position().height))
         shown = fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), MAP_COLOURS), cax=bar)
         shown.outline.set_linewidth(0.4)
         bar.axhline(level, color="black", lw=1.6)
@@ -359,12 +359,12 @@ def matrix_view(
     limits = map_limits([shown])
     with figure_style(theme):
         fig = blank_figure(3.4, 3.3)
-        axes = fig.add_axes((0.15, 0.11, 0.68, 0.7))
+        axes = fig.add_axes((0.16, 0.14, 0.66, 0.68))
         axes.grid(False)
         axes.imshow(shown, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], extent=(0, n, n, 0))
         axes.set_title(f"{title}\n{said}" if title else said, loc="left")
         axes.set(xlabel="position", ylabel="position")
-        bar = fig.add_axes((0.86, 0.11, 0.03, 0.7))
+        bar = fig.add_axes((0.84, 0.14, 0.03, 0.68))
         fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), MAP_COLOURS), cax=bar)
     return fig
 

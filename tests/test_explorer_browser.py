@@ -5,6 +5,7 @@ it is found; without one these tests are skipped and say so.
 """
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -101,8 +102,8 @@ class Widget:
         h, w = self.same._info["size"]
         found = self.root.locator(".fx-map canvas").nth(number).evaluate(
             """(canvas, at) => ({low: +canvas.dataset.low, high: +canvas.dataset.high,
-                delta: canvas.ariaLabel.includes(', \u0394'), rgb: at.map(([y, x]) => [...canvas.getContext('2d')
-                .getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data].slice(0, 3))})""",
+                delta: canvas.ariaLabel.includes(', \u0394'), rgb: at.map(([y, x]) => [...canvas.getContext('2d').getImageData(
+                    Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data].slice(0, 3))})""",
             [[(y + 0.5) / h, (x + 0.5) / w] for y, x in places])
         name = self.root.locator(".fx-choice:has-text('Colours') select").input_value()
         colours = mpl.colormaps["RdBu_r" if found["delta"] else name](np.arange(256), bytes=True)[:, :3]
@@ -296,7 +297,11 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     w.check(seed=5, count=3)
 
     # an image of one's own
-    w.root.locator("input[type=file]").set_input_files(mine)
+    dropped = page.evaluate_handle("""text => { const data = new DataTransfer();
+        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+        data.items.add(new File([bytes], 'mine.png', {type: 'image/png'})); return data; }""",
+        base64.b64encode(mine.read_bytes()).decode())
+    w.root.dispatch_event("drop", {"dataTransfer": dropped})
     page.wait_for_function("() => document.querySelector('.fx-status').textContent.includes('60 \u00d7 40 positions')")
     w.settle()
     w.same.look_at(mine, "mine.png")
@@ -360,7 +365,9 @@ def test_the_page_works_without_a_kernel(browser: Any, static_page: tuple[str, E
     picture = np.asarray(Image.open(io.BytesIO(w.save("Save PNG"))).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # an image and six maps, not an empty canvas
 
-    w.root.locator("input[type=file]").set_input_files(mine)
+    with w.page.expect_file_chooser() as chooser:
+        w.root.get_by_role("button", name="Own image").click()
+    chooser.value.set_files(mine)
     w.settle()
     assert "This page has no kernel" in w.root.locator(".fx-status").text_content()
     watch.check()

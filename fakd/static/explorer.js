@@ -372,6 +372,7 @@ class View {
     this.listen(this.root, "dragleave", () => this.root.classList.remove("fx-drop"));
     this.listen(this.root, "drop", (event) => {
       event.preventDefault();
+      event.stopPropagation();
       this.root.classList.remove("fx-drop");
       if (event.dataTransfer.files[0]) this.take(event.dataTransfer.files[0]);
     });
