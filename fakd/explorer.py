@@ -243,8 +243,7 @@ class Explorer(ExplorerState):
         "Show another image to the networks, and the view what they make of it."
         hr_img = image if isinstance(image, np.ndarray) else _decode(image, name)
         pair = middle_pair(hr_img, self.exhibit.scale, name=name)
-        count = f"{len(self.nets)} network{'s' * (len(self.nets) != 1)}"
-        self.status = f"{name}: computing its features in {count}\u2026"
+        self.status = f"{name}: computing its features in {', '.join(map(short_title, self.nets))}\u2026"
         (h, w), (all_h, all_w) = pair.hr_img.shape[:2], hr_img.shape[:2]
         shown = exhibit(self.nets, pair, self.taps, self.exhibit.title)
         size = shown.features.image.shape[:2]

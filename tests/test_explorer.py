@@ -78,7 +78,7 @@ def test_an_image_of_ones_own_replaces_the_first_and_a_broken_one_does_not(tmp_p
     said: list[str] = []
     w.observe(lambda change: said.append(change["new"]), "status")
     w._receive(w, {"kind": "image", "name": "mine.png"}, [memoryview((tmp_path / "mine.png").read_bytes())])
-    assert said[0] == "mine.png: computing its features in 1 network\u2026"
+    assert said[0] == "mine.png: computing its features in Teacher\u2026"
     assert said[-1] == "mine.png: the middle 50 \u00d7 40 of its 50 \u00d7 40 pixels, 25 \u00d7 20 positions."
     assert w._info["size"] == [20, 25] and w.query2 is None and w.queries == []
     w._receive(w, {"kind": "image", "name": "notes.txt"}, [memoryview(b"no image")])

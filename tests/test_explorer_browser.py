@@ -101,9 +101,10 @@ class Widget:
         "A heat map's colours as the steps of 0 to 255 that have them (rarely two), and the scale's ends."
         h, w = self.same._info["size"]
         found = self.root.locator(".fx-map canvas").nth(number).evaluate(
-            """(canvas, at) => ({low: +canvas.dataset.low, high: +canvas.dataset.high,
-                delta: canvas.ariaLabel.includes(', \u0394'), rgb: at.map(([y, x]) => [...canvas.getContext('2d').getImageData(
-                    Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data].slice(0, 3))})""",
+            """(canvas, at) => { const context = canvas.getContext('2d'), {width, height} = canvas;
+                const rgb = ([y, x]) => [...context.getImageData(x * width, y * height, 1, 1).data].slice(0, 3);
+                return {low: +canvas.dataset.low, high: +canvas.dataset.high, rgb: at.map(rgb),
+                        delta: canvas.ariaLabel.includes(', \u0394')}; }""",
             [[(y + 0.5) / h, (x + 0.5) / w] for y, x in places])
         name = self.root.locator(".fx-choice:has-text('Colours') select").input_value()
         colours = mpl.colormaps["RdBu_r" if found["delta"] else name](np.arange(256), bytes=True)[:, :3]

@@ -349,7 +349,8 @@ class View {
       this.button("\u2212", () => this.zoom(1 / 1.5), "Zoom out (key \u2212)", { "aria-label": "Zoom out" }),
       this.button("+", () => this.zoom(1.5), "Zoom in (key +, or the wheel while the explorer has the focus)", { "aria-label": "Zoom in" }),
       this.button("Fit", () => this.set("view", [1, 0.5, 0.5]), "Show the whole image (key 0)"));
-    this.file = make("input", { type: "file", accept: "image/*", class: "fx-hidden", tabindex: -1, "aria-label": "Your own image" });
+    this.file = make("input", { type: "file", accept: "image/*", class: "fx-hidden", tabindex: -1, "aria-hidden": "true",
+      "aria-label": "Your own image" });
     this.listen(this.file, "change", () => this.file.files[0] && this.take(this.file.files[0]));
     this.own = this.button("Own image\u2026", () => this.file.click(), "Look at an image of your own; dropping it here does the same");
     const actions = make("div", { class: "fx-actions" }, this.second,
