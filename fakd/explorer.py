@@ -32,14 +32,16 @@ from .config import Config
 from .core import FakdError, atomic_write, find_path, pick, read_image, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
+from .nets import NETS
 from .pairs import ImagePair
-from .record import Run
+from .record import Record, Run
 from .train import middles, query_pixels
 from .weights import load_net, net_digest
 
 # %% auto #0
-__all__ = ['MOST_PX', 'COLOURS', 'SHIPPED', 'middle_pair', 'Exhibit', 'exhibit', 'ExplorerState', 'explorer_page', 'Explorer',
-           'explore', 'run_nets', 'run_pair', 'explore_run', 'save_explorer', 'ExploreConfig', 'open_explorer']
+__all__ = ['MOST_PX', 'COLOURS', 'RunNets', 'MOST_NETS', 'SHIPPED', 'middle_pair', 'Exhibit', 'exhibit', 'ExplorerState',
+           'explorer_page', 'Explorer', 'explore', 'run_nets', 'run_pair', 'explore_run', 'save_explorer',
+           'ExploreConfig', 'open_explorer']
 
 # %% ../nbs/74_explorer.ipynb #5b107f51
 MOST_PX = 128  # side of the LR image: 16384 positions, which a browser follows without effort
@@ -303,16 +305,19 @@ def explore(
     return Explorer({name: net.eval() for name, net in nets.items()}, middle_pair(hr_img, scale, side), taps)
 
 # %% ../nbs/74_explorer.ipynb #8b91ad42
+RunNets = tuple[dict[str, nn.Module], list[int | str] | None, str]  # networks by name, their taps, what is missing
+MOST_NETS = 6  # of an evaluation, side by side
+
+
 def run_nets(
-    run: Run,  # of kind distill or teacher, finished
-) -> tuple[dict[str, nn.Module], list[int | str] | None, str]:  # networks, their taps, and what is missing
+    run: Run,  # finished, with its weights
+) -> RunNets:
     "The networks of a run, the teacher first."
     record = run.record
-    if record.kind not in ("distill", "teacher"):
-        raise FakdError(f"{run.id} is a run of kind {record.kind}; its networks have no taps to look at.")
+    if "nets" in record.student:
+        return _evaluated(record)
     nets: dict[str, nn.Module] = {}
-    ours, note = list(record.student.get("taps") or {}), ""
-    theirs = list((record.teacher or {}).get("taps") or {})
+    ours, theirs, note = list(record.student.get("taps") or {}), list((record.teacher or {}).get("taps") or {}), ""
     if record.teacher:
         path = find_path(record.teacher["source"])
         net = load_net(path) if path.is_file() else None
@@ -325,20 +330,30 @@ def run_nets(
         path = run.dir / "weights" / f"{method}.safetensors"
         if path.is_file():
             nets[method] = load_net(path)
-    if not nets:
-        raise FakdError(f"{run.id}: no weights in its folder.")
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, note
 
 
-def run_pair(
-    run: Run,  # finished
-) -> ImagePair:
-    "The held-out image whose affinity a run keeps."
-    scale = run.record.resolved["scale"]
-    return middles(middles(image_set("sample-eval").pairs(scale)[:1], 256 // scale), 96)[0]
+def _evaluated(record: Record) -> RunNets:
+    "Networks of an evaluation: those that name taps and are still there, of the scale that most have."
+    found = {name: find_path(about["source"]) for name, about in record.student["nets"].items()
+             if about["network"] in NETS}
+    nets: dict[str, Any] = {name: load_net(path) for name, path in found.items() if path.is_file()}
+    kinds: list[Any] = [(net.scale, len(net.tap_names())) for net in nets.values()]
+    most = max(kinds, key=kinds.count, default=None)
+    alike = [pair for pair, kind in zip(nets.items(), kinds, strict=True) if kind == most]
+    shown = dict(alike[:MOST_NETS])
+    left = [name for name in record.student["nets"] if name not in shown]
+    return shown, None, f"Not shown: {', '.join(left)}." if left else ""
 
 # %% ../nbs/74_explorer.ipynb #844b37fd
+def run_pair(
+    scale: int,  # of the run
+) -> ImagePair:
+    "The held-out image whose affinity a run keeps."
+    return middles(middles(image_set("sample-eval").pairs(scale)[:1], 256 // scale), 96)[0]
+
+
 def explore_run(
     run_dir: str | Path,                           # a run's folder
     image: np.ndarray | str | Path | None = None,  # an original of your own; None: the one that the run kept
@@ -346,19 +361,28 @@ def explore_run(
     "The explorer, for the networks of a run."
     run = Run.open(find_path(run_dir))
     nets, taps, note = run_nets(run)
-    explorer = Explorer(nets, run_pair(run), taps, f"Affinity in {run.id}", note)
+    if not nets:
+        raise FakdError(f"{run.id}: no weights of it can be looked into.")
+    explorer = Explorer(nets, run_pair(_scale(nets)), taps, f"Affinity in {run.id}", note)
     if image is not None:
-        explorer.look_at(image, "" if isinstance(image, np.ndarray) else Path(image).name)
+        explorer.look_at(image, "image" if isinstance(image, np.ndarray) else Path(image).name)
     return explorer
 
 
 def save_explorer(
-    run: Run,  # finished
-) -> Path:     # of explorer.html in its folder
+    run: Run,       # finished
+) -> Path | None:   # of explorer.html in its folder; None: no network of the run can be looked into
     "Write the explorer of a run beside its report; makes no widget, so a notebook that saves it stays small."
     nets, taps, note = run_nets(run)
-    return explorer_page(exhibit(nets, run_pair(run), taps, f"Affinity in {run.id}"), run.dir / "explorer.html",
-                         {"status": note})
+    if not nets:
+        return None
+    shown = exhibit(nets, run_pair(_scale(nets)), taps, f"Affinity in {run.id}")
+    return explorer_page(shown, run.dir / "explorer.html", {"status": note})
+
+
+def _scale(nets: Mapping[str, Any]) -> int:
+    "Of networks that have one scale."
+    return int(next(iter(nets.values())).scale)
 
 # %% ../nbs/74_explorer.ipynb #dbc7fa05
 class ExploreConfig(Config):

@@ -46,6 +46,7 @@ def test_run_evaluate_leaves_a_valid_record_and_a_page(tiny, tmp_path):
     assert set(record["summary"]) == {"bicubic", "tiny-x2", "tiny-x2+", "tiny-x4", "tiny-x4+"}
     assert sorted(p.name for p in (run.dir / "figures").iterdir()) == ["pareto-x2.png", "pareto-x4.png"]
     page = (run.dir / "report.html").read_text()
+    assert 'href="explorer.html"' in page and (run.dir / "explorer.html").stat().st_size > 100_000
     assert "2 networks compared" in page and "papermill nbs/run_evaluate.ipynb" in page and "http://" not in page
     assert len((run.dir / "report.csv").read_text().splitlines()) == 1 + len(record["rows"])
     assert "image/png" in (tmp_path / "out.ipynb").read_text() and (run.dir / "notebook.ipynb").is_file()
