@@ -22,7 +22,7 @@ import skimage.data
 import traitlets
 from markupsafe import Markup
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from .affinity import unit_maps
@@ -392,6 +392,12 @@ class ExploreConfig(Config):
     image: str | None = Field(None, description="an image file; None: a sample image, or the one that the run kept")
     tap: str | None = Field(None, description="the tap of the figures; None: the last")
     query: list[int] | None = Field(None, description="row and column of the query; None: the strongest edge")
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _read_query(cls, query: Any) -> Any:
+        is_text = isinstance(query, str) and set(query) <= set("[](), 0123456789")
+        return json.loads(query.replace("(", "[").replace(")", "]")) if is_text else query
 
 
 SHIPPED = {"teacher": "data/weights/rcan-mini-x4.safetensors", "plain": "data/weights/student-x4-plain.safetensors",

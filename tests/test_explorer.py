@@ -147,6 +147,9 @@ def test_the_notebook_opens_the_shipped_networks_and_any_run(runs: tuple[Run, Ru
     assert (w.tap, w.query, list(w.nets)) == ("group0", (5, 6), list(SHIPPED))
     assert load_net(ROOT / SHIPPED["teacher"]).scale == 4
     assert open_explorer(ExploreConfig(run_dir=str(runs[1].dir), query=[7, 8])).query == (7, 8)
+    assert ExploreConfig(query="[20, 30]").query == [20, 30]  # as papermill's -p gives it
+    with pytest.raises(FakdError, match="query"):
+        ExploreConfig(query="[20")
     with pytest.raises(FakdError, match='unknown setting "run_dri". Did you mean "run_dir"'):
         ExploreConfig(run_dri="x")
     with pytest.raises(FakdError, match="no such run folder"):
