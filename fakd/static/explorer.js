@@ -363,11 +363,11 @@ class View {
     this.readout = make("output", { class: "fx-readout", "aria-live": "off" });
     this.status = make("p", { class: "fx-status", role: "status" });
     this.spoken = make("p", { class: "fx-hidden", "aria-live": "polite" });
-    const left = make("div", { class: "fx-left" }, this.image.element, zoom, actions);
+    const left = make("div", { class: "fx-left" }, this.image.element, zoom, actions, this.list);
     const right = make("div", { class: "fx-right" }, this.grid, this.legend, this.readout);
     this.root = make("section", { class: "fakd-explorer", "aria-label": "Affinity explorer", "data-lm-suppress-shortcuts": "true" },
       make("div", { class: "fx-choices" }, ...Object.values(this.choices).map((c) => c.element)),
-      make("div", { class: "fx-body" }, left, right), this.list, this.status, this.spoken);
+      make("div", { class: "fx-body" }, left, right), this.status, this.spoken);
     this.handle(this.image);
     this.listen(this.root, "dragover", (event) => { event.preventDefault(); this.root.classList.add("fx-drop"); });
     this.listen(this.root, "dragleave", () => this.root.classList.remove("fx-drop"));
@@ -623,7 +623,7 @@ class View {
   savePicture() {
     const style = getComputedStyle(this.root), side = 320, gap = 24, head = 30, foot = 26;
     const lines = this.maps.length, [h, w] = this.rows.size, tall = Math.round((side * h) / w);
-    const canvas = make("canvas", { width: gap + (side + gap) * (1 + this.rows.nets.length), height: gap + lines * (tall + head + foot) + 2 * head });
+    const canvas = make("canvas", { width: gap + (side + gap) * (1 + this.rows.nets.length), height: gap + lines * (tall + head + foot) + 3 * head });
     const context = canvas.getContext("2d");
     const write = (/** @type {string} */ text, /** @type {number} */ x, /** @type {number} */ y, dim = false) => {
       context.font = `${dim ? 15 : 17}px ${style.fontFamily}`;
@@ -652,10 +652,10 @@ class View {
         }
       });
     }));
-    const base = canvas.height - head;
-    write(`${this.get("tap")}, query at ${place(points[0])}` + (points[1] ? ` and ${place(points[1])}` : ""), gap, base + 10, true);
+    const base = canvas.height - 2 * head;
+    write(`${this.get("tap")}, query at ${place(points[0])}` + (points[1] ? ` and ${place(points[1])}` : ""), gap, base + 42, true);
     [...this.legend.children].forEach((_, i) => {
-      const scale = this.rows.scale(i === 1), x = gap + (1 + i) * (side + gap);
+      const scale = this.rows.scale(i === 1), x = gap + i * (side + gap);
       for (let s = 0; s < 200; s++) {
         context.fillStyle = `rgb(${[...scale.colours.subarray(4 * Math.round(s * 255 / 199), 4 * Math.round(s * 255 / 199) + 3)].join()})`;
         context.fillRect(x + s, base, 1.5, 12);
