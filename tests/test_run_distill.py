@@ -25,7 +25,7 @@ def papermill(notebook, out, cwd=ROOT, **parameters):
     words = [str(PAPERMILL), "--no-progress-bar", str(ROOT / "nbs" / notebook), str(out)]
     for name, value in parameters.items():
         words += ["-p", name, str(value)]
-    env = os.environ | {"FAKD_DATA": ""}
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"FAKD_DATA": ""}  # figures as a user sees them
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
 
 
