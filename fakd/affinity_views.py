@@ -5,22 +5,34 @@
 # %% ../nbs/72_affinity_views.ipynb #4ade3fa2
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from .core import FakdError
-from .figures import TITLES, Figures, blank_figure, figure_style, fixed, show_image
+from .affinity import affinity_l1, affinity_row, unit_maps
+from .core import FakdError, rng, to_batch
+from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
 from .record import Run
+from .taps import Taps, resolve_taps
 
 # %% auto #0
 __all__ = ['MAP_COLOURS', 'DIFFERENCE_COLOURS', 'AffinityRows', 'read_affinity', 'map_limits', 'difference_limits', 'colours',
-           'short_title', 'Panel', 'Scale', 'query_panels', 'query_view', 'query_views', 'distance_table',
-           'matrix_view']
+           'FeatureMaps', 'feature_maps', 'overlay_view', 'short_title', 'Panel', 'Scale', 'query_panels', 'query_view',
+           'query_views', 'DistanceTable', 'distance_table', 'block_means', 'matrix_view', 'net_style', 'fall',
+           'distance_view', 'spectrum', 'effective_rank', 'spectrum_view', 'AffinityProgress', 'read_progress',
+           'progress_view', 'progress_maps']
 
 # %% ../nbs/72_affinity_views.ipynb #07b00512
 @dataclass(frozen=True)
@@ -88,6 +100,103 @@ def colours(
     "A map as an image."
     scaled = np.clip((values.astype(np.float64) - limits[0]) / (limits[1] - limits[0]), 0, 1)
     return mpl.colormaps[name](scaled, bytes=True)[..., :3]
+
+# %% ../nbs/72_affinity_views.ipynb #b2ef79dc
+@dataclass(frozen=True)
+class FeatureMaps:
+    "The feature maps of several networks for one image."
+
+    image: np.ndarray              # the low-resolution image, uint8 (h, w, 3)
+    taps: list[str]                # names of the places; "teacher tap=student tap" where they differ
+    maps: dict[str, list[Tensor]]  # by network, one (1, c, h, w) a tap, fp32 on the CPU
+
+    def rows(
+        self,
+        queries: Sequence[tuple[int, int]],  # query pixels, y and x
+    ) -> AffinityRows:
+        "The rows of some query pixels, for the views of rows."
+        maps = {name: [torch.cat([affinity_row(m, y, x) for y, x in queries]).numpy() for m in maps]
+                for name, maps in self.maps.items()}
+        return AffinityRows(self.image, np.array(queries), self.taps, maps)
+
+    def tap(
+        self,
+        tap: int | str,  # position or name
+    ) -> int:            # position
+        "Which tap is meant."
+        place = self.taps.index(tap) if tap in self.taps else tap
+        if not isinstance(place, int) or not 0 <= place < len(self.taps):
+            raise FakdError(f'tap "{tap}" is none of {", ".join(self.taps)}.')
+        return place
+
+
+def _places(net: nn.Module, is_teacher: bool, taps: Sequence[int | str] | None) -> list[str]:
+    "The names of a network's own taps."
+    if taps is None:
+        return list(net.tap_names())  # type: ignore[operator]
+    halves = [t.split("=", 1)[is_teacher] if isinstance(t, str) and "=" in t else t for t in taps]
+    return list(resolve_taps(net, halves))
+
+# %% ../nbs/72_affinity_views.ipynb #728cc5de
+def feature_maps(
+    nets: Mapping[str, nn.Module],           # by name; the one called "teacher" is the teacher, if there is one
+    lr_img: np.ndarray,                      # uint8, (h, w, 3)
+    taps: Sequence[int | str] | None = None,  # positions, names or student=teacher; None: all that the networks name
+) -> FeatureMaps:
+    "Show an image to every network and keep the maps of the taps."
+    places = {name: _places(net, name == "teacher", taps) for name, net in nets.items()}
+    if len({len(p) for p in places.values()}) != 1:
+        raise FakdError(f"the networks name unequal numbers of taps ({places}): say which belong together (taps).")
+    found: dict[str, list[Tensor]] = {}
+    for name in tqdm(nets, desc="features", unit="network", leave=False, delay=1):
+        net, where = nets[name], next(nets[name].parameters())
+        with torch.no_grad(), Taps(net, places[name]) as seen:
+            net(to_batch([lr_img], where.device).to(where.dtype))
+            found[name] = [m.float().cpu() for m in seen.maps]
+    first = next(iter(places.values()))
+    last = list(places.values())[-1]
+    return FeatureMaps(lr_img, [a if a == b else f"{a}={b}" for a, b in zip(first, last, strict=True)], found)
+
+# %% ../nbs/72_affinity_views.ipynb #9e8f3f86
+def overlay_view(
+    image: np.ndarray,        # uint8, (h, w, 3); any size
+    row: np.ndarray,          # the affinity of every position to the query, (h', w')
+    query: tuple[int, int],   # y, x in the row
+    opacity: float = 0.6,     # of the map over the image, 0..1
+    title: str = "",
+    theme: str = "light",
+) -> Figure:
+    "The map of one query pixel over the image, with the contour of its 90th percentile."
+    if not 0 <= opacity <= 1:
+        raise FakdError(f"opacity {opacity}: choose 0 (only the image) to 1 (only the map).")
+    h, w = row.shape
+    limits = map_limits([row])
+    with figure_style(theme):
+        fig = blank_figure(3.4, 3.4 * 0.8 * h / w + 0.35)
+        axes = fig.add_axes((0.02, 0.03, 0.8, 0.8 * 3.4 * h / w / fig.get_figheight()))
+        place = (-0.5, w - 0.5, h - 0.5, -0.5)
+        axes.imshow(image, extent=place, interpolation="nearest")
+        axes.imshow(row, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], alpha=opacity, interpolation="nearest")
+        level = float(np.quantile(row, 0.9))
+        if row.min() < level < row.max():
+            for colour, width in (("black", 1.6), ("white", 0.7)):
+                axes.contour(row, levels=[level], colors=colour, linewidths=width)
+        _ring(axes, query)
+        axes.set_axis_off()
+        said = title or f"Affinity to row {query[0]}, column {query[1]}"
+        axes.set_title(f"{said}; line: 90th percentile", loc="left")
+        bar = fig.add_axes((0.84, 0.03, 0.03, axes.get_position().height))
+        shown = fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), MAP_COLOURS), cax=bar)
+        shown.outline.set_linewidth(0.4)
+        bar.axhline(level, color="black", lw=1.6)
+        bar.axhline(level, color="white", lw=0.7)
+    return fig
+
+
+def _ring(axes: Axes, at: Any) -> None:
+    "A ring around a query pixel that shows on any ground."
+    for colour, width in (("black", 2.6), ("white", 1.2)):
+        axes.plot(at[1], at[0], "o", ms=7, mfc="none", mec=colour, mew=width, clip_on=False)
 
 # %% ../nbs/72_affinity_views.ipynb #48eb573c
 def short_title(
@@ -171,9 +280,7 @@ def query_view(
                 top = head + k * (tall + foot)
                 axes = fig.add_axes((i * (side + gap) / 7, 1 - (top + tall) / height, side / 7, tall / height))
                 show_image(axes, panel.img)
-                at = (rows.queries[k] + 0.5) / rows.image.shape[:2] * panel.img.shape[:2] - 0.5
-                for colour, width in (("black", 2.6), ("white", 1.2)):  # a ring that shows on any ground
-                    axes.plot(at[1:], at[:1], "o", ms=7, mfc="none", mec=colour, mew=width, clip_on=False)
+                _ring(axes, (rows.queries[k] + 0.5) / rows.image.shape[:2] * panel.img.shape[:2] - 0.5)
                 axes.set_xlabel(panel.note, fontsize=7.5, labelpad=1.5)
                 axes.set_title(panel.title if k == 0 else "", fontsize=7.5, pad=3)
         for left, scale in zip((0.12, 5.68), scales, strict=False):
@@ -190,33 +297,266 @@ def query_views(
     return Figures(query_view(rows, tap, theme) for tap in range(len(rows.taps))) if rows else Figures()
 
 # %% ../nbs/72_affinity_views.ipynb #abc09525
+class DistanceTable(dict[str, list[float | None]]):
+    "Mean |difference| of the affinity to the teacher's: by student, one number a tap."
+
+    def __init__(
+        self,
+        taps: Sequence[str],                          # names of the taps
+        values: Mapping[str, Sequence[float | None]],  # by student
+    ):
+        super().__init__({name: list(v) for name, v in values.items()})
+        self.taps = list(taps)
+
+    def _repr_html_(self) -> str:
+        heads = "".join(f"<th>{html.escape(TITLES.get(name, name))}</th>" for name in self)
+        lines = "".join(
+            f"<tr><th><code>{html.escape(tap)}</code></th>"
+            + "".join(f'<td style="text-align:right">{fixed(v[i], 4)}</td>' for v in self.values()) + "</tr>"
+            for i, tap in enumerate(self.taps))
+        return f"<table><thead><tr><th>tap</th>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+
+
 def distance_table(
-    rows: AffinityRows,   # from `read_affinity`
-) -> dict[str, list[float | None]]:  # by student, one number a pair of taps
-    "Mean |difference| to the teacher over the stored rows."
+    seen: AffinityRows | FeatureMaps,  # stored rows, or the maps of networks
+) -> DistanceTable:                    # None where there is no teacher, or its map has another size
+    "How far each student's affinity is from the teacher's: over all pairs, or over the rows that were stored."
     table: dict[str, list[float | None]] = {}
-    for method in rows.students:
-        found = [rows.difference(method, tap) for tap in range(len(rows.taps))]
-        table[method] = [None if d is None else float(np.abs(d).mean()) for d in found]
-    return table
+    for name in (m for m in seen.maps if m != "teacher"):
+        if isinstance(seen, AffinityRows):
+            gaps = [seen.difference(name, tap) for tap in range(len(seen.taps))]
+            table[name] = [None if d is None else float(np.abs(d).mean()) for d in gaps]
+        else:
+            pairs = zip(seen.maps[name], seen.maps.get("teacher", [None] * len(seen.taps)), strict=True)
+            table[name] = [None if t is None or s.shape[2:] != t.shape[2:] else float(affinity_l1(s, t))
+                           for s, t in pairs]
+    return DistanceTable(seen.taps, table)
 
 # %% ../nbs/72_affinity_views.ipynb #c8abf1b9
+def block_means(
+    maps: Tensor,      # feature maps, (1, c, h, w)
+    cells: int = 256,  # the most rows of the result
+) -> np.ndarray:       # (m, m), m <= cells: mean affinity of every two runs of neighbouring positions
+    "The affinity matrix in blocks; each number is the exact mean of its block."
+    unit = unit_maps(maps)[0]  # (c, n)
+    edges = np.linspace(0, unit.shape[1], min(cells, unit.shape[1]) + 1).astype(int)
+    centres = torch.stack([unit[:, a:b].mean(1) for a, b in zip(edges[:-1], edges[1:], strict=True)], 1)
+    return (centres.T @ centres).numpy()
+
+
 def matrix_view(
-    affinity: np.ndarray,  # cosines, (n, n)
+    maps: Tensor,         # feature maps, (1, c, h, w)
     title: str = "",
+    cells: int = 256,     # the most rows and columns that are drawn
     theme: str = "light",
 ) -> Figure:
-    "An affinity matrix as an image."
-    if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1]:
-        raise FakdError(f"matrix_view: expected (n, n), got {affinity.shape}.")
-    limits = map_limits([affinity])
+    "The affinity matrix as an image, in blocks if it is large."
+    if maps.ndim != 4 or maps.shape[0] != 1:
+        raise FakdError(f"matrix_view: expected the maps of one image, (1, c, h, w), got {tuple(maps.shape)}.")
+    n, shown = maps.shape[2] * maps.shape[3], block_means(maps, cells)
+    many = -(-n // len(shown))
+    said = f"n = {n:,}" + (f"; a cell is the mean of {many} \u00d7 {many} pairs" if many > 1 else "")
+    limits = map_limits([shown])
     with figure_style(theme):
-        fig = blank_figure(3.4, 3.1)
-        axes = fig.add_axes((0.13, 0.12, 0.7, 0.77))
+        fig = blank_figure(3.4, 3.3)
+        axes = fig.add_axes((0.16, 0.14, 0.66, 0.68))
         axes.grid(False)
-        axes.imshow(affinity, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-        axes.set_title(title, loc="left")
+        axes.imshow(shown, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], extent=(0, n, n, 0))
+        axes.set_title(f"{title}\n{said}" if title else said, loc="left")
         axes.set(xlabel="position", ylabel="position")
-        bar = fig.add_axes((0.86, 0.12, 0.03, 0.77))
+        bar = fig.add_axes((0.84, 0.14, 0.03, 0.68))
         fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), MAP_COLOURS), cax=bar)
     return fig
+
+# %% ../nbs/72_affinity_views.ipynb #d800136b
+def net_style(
+    name: str,             # of a network
+    names: Sequence[str],  # all that are drawn, in their order
+    theme: str = "light",
+) -> dict[str, Any]:       # keywords of `Axes.plot`
+    "How the curve of a network is drawn: the teacher grey, two students as `line_style` has them, then colours."
+    if name == "teacher":
+        return {"color": THEMES[theme]["muted"], "linestyle": "-", "linewidth": 2.4, "zorder": 2}
+    if name in ("plain", "distilled"):
+        return line_style(name, theme)
+    students = [n for n in names if n != "teacher"]
+    place = students.index(name)
+    if place < 2:
+        return line_style("plain" if place == 0 and len(students) > 1 else "distilled", theme)
+    others = ("#d55e00", "#009e73", "#cc79a7", "#e69f00")
+    return {"color": others[(place - 2) % 4], "linestyle": (0, (5, 1, 1, 1)), "linewidth": 1.4, "zorder": 3}
+
+
+def fall(
+    maps: Tensor,        # feature maps, (1, c, h, w)
+    samples: int = 256,  # query positions, drawn without replacement
+) -> np.ndarray:         # (distance, 3): the mean and both quartiles of the affinity at 0, 1, 2, ... pixels
+    "The affinity against the distance of two positions, from the rows of some positions."
+    unit = unit_maps(maps)[0]  # (c, n)
+    h, w = maps.shape[2:]
+    far, levels = max(1, min(h, w) // 2), 400
+    y, x = np.divmod(np.arange(h * w), w)
+    counts = np.zeros((far + 1, levels))
+    total = np.zeros(far + 1)
+    for p in rng(0, "fall", h, w).permutation(h * w)[:samples]:
+        row = (unit[:, p] @ unit).numpy().astype(np.float64)
+        distance = np.rint(np.hypot(y - y[p], x - x[p])).astype(int)
+        near = distance <= far
+        level = np.clip((row + 1) / 2 * levels, 0, levels - 1).astype(int)
+        np.add.at(counts, (distance[near], level[near]), 1)
+        total += np.bincount(distance[near], row[near], far + 1)
+    share = counts.cumsum(1) / np.maximum(counts.sum(1, keepdims=True), 1)
+    quarters = [(share < q).sum(1) / levels * 2 - 1 + 1 / levels for q in (0.25, 0.75)]
+    return np.stack([total / np.maximum(counts.sum(1), 1), *quarters], 1)
+
+# %% ../nbs/72_affinity_views.ipynb #404db295
+def distance_view(
+    seen: FeatureMaps,     # of one or more networks
+    tap: int | str = 0,    # position or name
+    samples: int = 256,    # rows that are looked at
+    theme: str = "light",
+) -> Figure:
+    "The mean affinity of two positions against their distance, and the middle half of the first network's as a band."
+    place = seen.tap(tap)
+    with figure_style(theme):
+        fig = blank_figure(3.4, 2.5)
+        axes = fig.add_axes((0.13, 0.17, 0.84, 0.72))
+        for name, maps in seen.maps.items():
+            style = net_style(name, list(seen.maps), theme)
+            curve = fall(maps[place], samples)
+            axes.plot(curve[:, 0], label=TITLES.get(name, name), **style)
+            if name == next(iter(seen.maps)):  # bands of all would hide one another
+                axes.fill_between(range(len(curve)), *curve.T[1:], color=style["color"], alpha=0.15, lw=0)
+        axes.set(xlabel="distance, pixels", ylabel="affinity", xlim=(0, len(curve) - 1))
+        axes.legend()
+        axes.set_title(f"Tap {seen.taps[place]}", loc="left")
+    return fig
+
+# %% ../nbs/72_affinity_views.ipynb #0a3bffe3
+def spectrum(
+    maps: Tensor,  # feature maps, (1, c, h, w)
+) -> np.ndarray:   # (c,), descending, summing to 1: the non-zero eigenvalues of the affinity, divided by their sum
+    "The spectrum of the affinity matrix, from the channels."
+    unit = unit_maps(maps)[0].double()  # (c, n)
+    values = torch.linalg.eigvalsh(unit @ unit.T).flip(0).clamp(min=0).numpy()
+    return values / max(values.sum(), 1e-300)
+
+
+def effective_rank(
+    maps: Tensor,  # feature maps, (1, c, h, w)
+) -> float:        # 1 (all positions alike) to c
+    "The number of directions that the features use (Roy and Vetterli 2007)."
+    p = spectrum(maps)
+    return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
+
+# %% ../nbs/72_affinity_views.ipynb #ce566030
+def spectrum_view(
+    seen: FeatureMaps,     # of one or more networks
+    tap: int | str = 0,    # position or name, for the eigenvalues
+    theme: str = "light",
+) -> Figure:
+    "The eigenvalues of the affinity at one tap, and its effective rank from tap to tap."
+    place, names = seen.tap(tap), list(seen.maps)
+    with figure_style(theme):
+        fig = blank_figure(7, 2.4)
+        left, right = fig.add_axes((0.08, 0.2, 0.38, 0.68)), fig.add_axes((0.56, 0.2, 0.42, 0.68))
+        for name, maps in seen.maps.items():
+            style = net_style(name, names, theme)
+            values = spectrum(maps[place])
+            left.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-8), label=TITLES.get(name, name), **style)
+            right.plot([effective_rank(m) for m in maps], marker="o", ms=4, **style)
+        left.set(xlabel="eigenvalue", ylabel="share of the sum", ylim=(1e-6, 1.5))
+        left.set_title(f"Tap {seen.taps[place]}", loc="left")
+        left.legend()
+        right.set_xticks(range(len(seen.taps)), seen.taps)
+        right.set(ylabel="effective rank", ylim=(0, None))
+        right.set_title("Over depth", loc="left")
+    return fig
+
+# %% ../nbs/72_affinity_views.ipynb #7cd6443e
+@dataclass(frozen=True)
+class AffinityProgress:
+    "How one student's affinity approached the teacher's while it was trained."
+
+    steps: np.ndarray        # (m,) the steps that were looked at
+    distances: np.ndarray    # (m, taps) mean |difference| to the teacher's affinity, over all pairs
+    rows: list[np.ndarray]   # a tap: (m, h, w), the map of one query pixel
+    teacher: list[np.ndarray]  # a tap: (h, w), the teacher's
+    query: tuple[int, int]   # y, x
+    taps: list[str]          # "teacher tap=student tap"
+
+
+def read_progress(
+    run: Run,                        # a run
+) -> dict[str, AffinityProgress]:    # by method; empty: the run kept none
+    "What the `Snapshots` watcher stored in a run's folder."
+    found = {}
+    for method in ("plain", "distilled"):
+        path = Path(run.dir) / "snapshots" / f"progress-{method}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
+                taps = [str(t) for t in file["taps"]]
+                rows, teacher = ([file[f"{who}/{i}"].astype(np.float32) for i in range(len(taps))]
+                                 for who in ("rows", "teacher"))
+                y, x = file["query"].tolist()
+                found[method] = AffinityProgress(file["steps"], file["distances"], rows, teacher, (y, x), taps)
+    return found
+
+# %% ../nbs/72_affinity_views.ipynb #2ef67610
+def progress_view(
+    run: Run,              # a run that kept snapshots; without, there is nothing to see
+    theme: str = "light",
+) -> Figures:
+    "The distance of the students' affinity to the teacher's against the step, a panel a tap."
+    progress = read_progress(run)
+    if not progress:
+        return Figures()
+    taps = next(iter(progress.values())).taps
+    with figure_style(theme):
+        fig = blank_figure(7, 2.2)
+        panels = fig.subplots(1, len(taps), sharey=True, squeeze=False)[0]
+        fig.subplots_adjust(0.08, 0.2, 0.99, 0.88, wspace=0.12)
+        for i, axes in enumerate(panels):
+            for method, past in progress.items():
+                style = line_style(method, theme)
+                axes.plot(past.steps, past.distances[:, i], marker="o", ms=3, label=TITLES[method], **style)
+            axes.set(xscale="log", xlabel="step")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(" = ".join(dict.fromkeys(taps[i].split("="))), loc="left")
+        panels[0].set(ylabel="mean |\u0394 affinity|", ylim=(0, None))
+        panels[-1].legend(loc="lower left" if len(panels) > 1 else "best")
+    return Figures([fig])
+
+# %% ../nbs/72_affinity_views.ipynb #a855534b
+def progress_maps(
+    run: Run,              # a run that kept snapshots; without, there is nothing to see
+    tap: int = 0,          # which pair of taps
+    most: int = 6,         # moments that are shown
+    theme: str = "light",
+) -> Figures:
+    "The map of one query pixel at some moments of the training, a line a student, and the teacher's at the right."
+    progress = read_progress(run)
+    if not progress:
+        return Figures()
+    any_one = next(iter(progress.values()))
+    if not 0 <= tap < len(any_one.taps):
+        raise FakdError(f"tap {tap} is not one of the {len(any_one.taps)} stored.")
+    limits = map_limits([any_one.teacher[tap], *(past.rows[tap] for past in progress.values())])
+    columns = min(most, len(any_one.steps)) + 1
+    side = 7 / columns - 0.06
+    tall = side * any_one.teacher[tap].shape[0] / any_one.teacher[tap].shape[1]
+    height = len(progress) * (tall + 0.26)
+    with figure_style(theme):
+        fig = blank_figure(7, height)
+        for k, (method, past) in enumerate(progress.items()):
+            which = np.unique(np.linspace(0, len(past.steps) - 1, columns - 1).round().astype(int))
+            shown = [(f"step {past.steps[m]}", past.rows[tap][m]) for m in which]
+            shown[0] = (f"{short_title(method)}, {shown[0][0]}", shown[0][1])
+            for i, (title, row) in enumerate([*shown, ("Teacher", past.teacher[tap])]):
+                bottom = 1 - (k * (tall + 0.26) + 0.22 + tall) / height
+                axes = fig.add_axes((i * (side + 0.06) / 7, bottom, side / 7, tall / height))
+                show_image(axes, colours(row, limits))
+                _ring(axes, past.query)
+                axes.set_title(title, fontsize=7, pad=3)
+    return Figures([fig])

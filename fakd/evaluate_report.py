@@ -331,6 +331,7 @@ def evaluation_page(
     parts = {
         "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
+        "explorer": (run.dir / "explorer.html").is_file(),
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),
         "perception": perception_table(record), "published": _narrow(published_tables(record)),
         "image_tables": _every_image(record), **cost_parts(record),

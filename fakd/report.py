@@ -27,7 +27,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .affinity_views import AffinityRows, distance_table, query_panels, read_affinity
+from .affinity_views import AffinityRows, distance_table, progress_view, query_panels, read_affinity
 from .core import FakdError, atomic_write, static
 from .figure_files import write_figures
 from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, name_of, result_table, scenes, signed
@@ -383,15 +383,17 @@ def _tap_figure(rows: AffinityRows, tap: int) -> dict[str, Any]:
 
 def _affinity(run: Run, record: Record) -> dict[str, Any]:
     "The stored rows of the affinity, and how far the students' are from the teacher's."
-    rows = read_affinity(run)
+    rows, explorer = read_affinity(run), (run.dir / "explorer.html").is_file()
     if rows is None:
-        return {"affinity": None}
+        return {"affinity": None, "explorer": explorer}
     far = distance_table(rows)
     pairs = [(p, d) for p, d in zip(far.get("plain", []), far.get("distilled", []), strict=False)
              if p is not None and d is not None]
     table = [(*t.partition("=")[::2], [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)]
-    return {"affinity": {
-        "several": bool((record.teacher or {}).get("nets")),
+    label = "Distance of the students' affinity to the teacher's against the step"
+    progress = [inline_svg(fig, "progress", label) for fig in progress_view(run)]
+    return {"explorer": explorer, "affinity": {
+        "progress": progress, "several": bool((record.teacher or {}).get("nets")),
         "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],
         "heads": [name_of(record, m) for m in far], "queries": len(rows.queries),
         "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}

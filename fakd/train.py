@@ -35,12 +35,12 @@ from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
 from .taps import Taps, named_taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
-from .trainer import Curves, Diverged, History, Progress, Saver, Trainer, restore
+from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'prepare', 'fit', 'Fitted', 'held_out_psnr', 'score',
-           'query_pixels', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'fit', 'Fitted',
+           'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -253,7 +253,10 @@ def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_
     return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
 # %% ../nbs/65_train.ipynb #92ab462f
-def _crops(images: Sequence[ImagePair], side: int) -> list[ImagePair]:
+def middles(
+    images: Sequence[ImagePair],  # of any size
+    side: int,                    # in LR pixels
+) -> list[ImagePair]:
     "The middle of each image, at most `side` LR pixels wide and high: enough for a curve."
     small = []
     for pair in images:
@@ -283,7 +286,7 @@ def prepare(
     Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
     roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
     data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
-    crops = _crops(held_out.pairs(cfg.scale), 256 // cfg.scale)
+    crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     setup.student = as_net(student) if student is not None else None
     fresh = setup.new_student()
@@ -342,7 +345,8 @@ def fit(
         student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
         teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
         watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
-                  Curves(list(itertools.chain(*setup.histories.values()))), Saver(checkpoint)],
+                  Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
+                  Saver(checkpoint)],
     )
     if checkpoint.exists():
         restore(trainer, checkpoint)
@@ -438,11 +442,26 @@ def query_pixels(
     places = [np.unravel_index(np.argmax(detail[:, a:b]), (grey.shape[0], b - a)) for a, b in itertools.pairwise(edges)]
     return [(int(y), int(x + a)) for (y, x), a in zip(places, edges[:-1], strict=True)]
 
+# %% ../nbs/65_train.ipynb #e78fc71f
+def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    "The held-out LR image whose affinity a run keeps, and query pixels in it."
+    lr_img = middles(setup.held_out[:1], 96)[0].lr_img
+    return lr_img, query_pixels(lr_img)
+
+
+def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
+    "The watcher of the affinity, where the run compares taps with those of one teacher."
+    teachers = members(setup.teacher)
+    if len(teachers) != 1 or not setup.taps:
+        return []
+    lr_img, queries = _looked_at(setup)
+    path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
+    return [Snapshots(path, lr_img, queries[0], teachers[0], [(ours, theirs) for ours, theirs in setup.taps])]
+
 
 def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     "Affinity rows of every network at every tap for a few query pixels of one held-out image."
-    lr_img = _crops(setup.held_out[:1], 96)[0].lr_img
-    queries = query_pixels(lr_img)
+    lr_img, queries = _looked_at(setup)
     joined = [f"{' + '.join(theirs)}={ours}" for ours, *theirs in setup.taps]
     arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
     for method, net in nets.items():

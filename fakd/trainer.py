@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from .affinity import affinity_l1, affinity_row
 from .checkpoint import load_checkpoint, random_states, refuse_changes, save_checkpoint, set_random_states
 from .config import learn_rate_at
-from .core import PRECISIONS
+from .core import PRECISIONS, atomic_write, to_batch
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
 from .taps import Taps
@@ -31,7 +33,7 @@ from .teacher import Teacher, Teachers
 
 # %% auto #0
 __all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'train_step', 'trainer_state', 'restore',
-           'History', 'Saver', 'Progress', 'Curves']
+           'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -365,3 +367,65 @@ def _draw_curves(
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+# %% ../nbs/60_trainer.ipynb #843de5d1
+def moments(
+    steps: int,    # of the whole run
+) -> list[int]:    # ascending, the last step among them
+    "The steps at which a training is looked at: 1, 2, 5, 10, 20, 50, ... and the last, for most happens early."
+    series = [m * 10**e for e in range(len(str(steps))) for m in (1, 2, 5)]
+    return [*(s for s in series if s < steps), steps]
+
+
+class Snapshots:
+    "Keeps, at some moments, how far the student's affinity of one image is from the teacher's, and one row of it."
+
+    def __init__(
+        self,
+        path: Path,                      # an .npz file, rewritten at every moment
+        lr_img: np.ndarray,              # uint8, (h, w, 3), not one that is trained on
+        query: tuple[int, int],          # y, x: the row that is kept
+        teacher: nn.Module,              # looked at once
+        taps: Sequence[tuple[str, str]], # student tap, teacher tap
+    ):
+        self.path, self.query, self.taps = path, query, list(taps)
+        self.lr_imgs = to_batch([lr_img])
+        self.teacher = self._maps(teacher, [t for _, t in taps])
+        self.seen: list[tuple[int, list[float], list[np.ndarray]]] | None = None  # step, distances, rows
+
+    def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
+        where, was = next(net.parameters()), net.training
+        with torch.inference_mode(), Taps(net.eval(), names) as taps:  # to look must not change what a network keeps
+            net(self.lr_imgs.to(where.device))
+            found = [maps.float() for maps in taps.maps]
+        net.train(was)
+        return found
+
+    def _row(self, maps: Tensor) -> np.ndarray:
+        return affinity_row(maps, *self.query)[0].half().cpu().numpy()
+
+    def _earlier(self, step: int) -> list[tuple[int, list[float], list[np.ndarray]]]:
+        "What the sitting before this one kept, up to the step from which it goes on."
+        if not self.path.is_file():
+            return []
+        with np.load(self.path, allow_pickle=False) as kept:
+            rows = zip(*(kept[f"rows/{i}"] for i in range(len(self.taps))), strict=True)
+            lines = zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True)
+            return [line for line in lines if line[0] < step]
+
+    def on_step(self, t: Trainer) -> None:
+        if self.seen is None:
+            self.seen = self._earlier(t.step) if t.step > 1 else []
+        if t.step in moments(t.config.steps):
+            pairs = zip(self._maps(t.net, [s for s, _ in self.taps]), self.teacher, strict=True)
+            looks = [(float(affinity_l1(s, w.to(s.device))), self._row(s)) for s, w in pairs]
+            self.seen.append((t.step, [far for far, _ in looks], [row for _, row in looks]))
+            self._save()
+
+    def _save(self) -> None:
+        steps, distances, rows = zip(*self.seen or [], strict=True)
+        arrays: dict[str, Any] = {f"rows/{i}": np.stack(r) for i, r in enumerate(zip(*rows, strict=True))}
+        arrays |= {f"teacher/{i}": self._row(maps) for i, maps in enumerate(self.teacher)}
+        arrays |= {"taps": np.array([f"{t}={s}" for s, t in self.taps]), "query": np.array(self.query)}
+        with atomic_write(self.path) as temporary:
+            np.savez_compressed(temporary, steps=np.array(steps), distances=np.array(distances), **arrays)

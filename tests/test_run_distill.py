@@ -25,7 +25,7 @@ def papermill(notebook, out, cwd=ROOT, **parameters):
     words = [str(PAPERMILL), "--no-progress-bar", str(ROOT / "nbs" / notebook), str(out)]
     for name, value in parameters.items():
         words += ["-p", name, str(value)]
-    env = os.environ | {"FAKD_DATA": ""}
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"FAKD_DATA": ""}  # figures as a user sees them
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
 
 
@@ -50,13 +50,24 @@ def test_run_distill_leaves_a_valid_record_and_a_report(small):
     for artefact in record["artefacts"]:
         assert (folder / artefact["path"]).stat().st_size == artefact["bytes"]
     weights = ["weights/plain.safetensors", "weights/distilled.safetensors"]
-    for name in ["report.html", "history.csv", "notebook.ipynb", *weights]:
+    snapshots = ["snapshots/affinity.npz", "snapshots/progress-plain.npz", "snapshots/progress-distilled.npz"]
+    for name in ["report.html", "explorer.html", "history.csv", "notebook.ipynb", *weights, *snapshots]:
         assert (folder / name).is_file(), name
     assert not list(folder.glob("checkpoints/*"))
     notebook = nbformat.read(out, 4)
     text = json.dumps(notebook.cells)
     assert "report.html" in text and "image/png" in text
     assert "Traceback" not in text
+    page = (folder / "report.html").read_text()
+    assert 'href="explorer.html"' in page and "How the students\u2019 affinity approached the teacher\u2019s" in page
+
+    out = small["out_dir"].parent / "explore.ipynb"  # and the run can be explored
+    done = papermill("explore_affinity.ipynb", out, run_dir=folder, tap="last")
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [o for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs]
+    shown = [o.get("data", {}) for o in outputs]
+    assert any("application/vnd.jupyter.widget-view+json" in data for data in shown)
+    assert sum("image/png" in data or "data:image/png" in data.get("text/html", "") for data in shown) == 7
 
 
 @pytest.mark.parametrize("parameters, message", [
@@ -82,3 +93,4 @@ def test_run_teacher_makes_weights_that_a_run_from_nbs_can_use(small, tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).record.kind == "teacher"
     assert (folder / "weights/teacher.safetensors").stat().st_size < 200_000
+    assert (folder / "explorer.html").is_file()

@@ -58,6 +58,7 @@ def test_run_evaluate_leaves_a_valid_record_and_a_page(tiny, tmp_path):
         (f"x{k}", f"{name}.png") for k in (2, 4) for name in ("lr", "hr", "bicubic", f"tiny-x{k}")}
     page = (run.dir / "report.html").read_text()
     assert page.count('<figure class="compare"') == 2 and "LPIPS (AlexNet)" in page and "DISTS</th>" not in page
+    assert 'href="explorer.html"' in page and (run.dir / "explorer.html").stat().st_size > 100_000
     assert "2 networks compared" in page and "papermill nbs/run_evaluate.ipynb" in page and "http://" not in page
     assert len((run.dir / "report.csv").read_text().splitlines()) == 1 + len(record["rows"])
     assert "image/png" in (tmp_path / "out.ipynb").read_text() and (run.dir / "notebook.ipynb").is_file()

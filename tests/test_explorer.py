@@ -1,0 +1,173 @@
+"The explorer without a browser: what is sent, what a page holds, and the networks of a run."
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from fakd.affinity import affinity_row
+from fakd.core import FakdError, write_image
+from fakd.explorer import SHIPPED, ExploreConfig, explore, explore_run, middle_pair, open_explorer, save_explorer
+from fakd.nets import make_net
+from fakd.record import Run
+from fakd.report import run_page
+from fakd.train import distill, train_teacher
+from fakd.weights import load_net
+
+ROOT = Path(__file__).parents[1]
+NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats={},reduction=4)"
+
+
+def nets(scale: int = 2) -> list[torch.nn.Module]:
+    return [make_net(NARROW.format(f), scale, seed=f).eval() for f in (16, 8)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    "A teacher's run and a distillation from its weights, both tiny."
+    small = {"scale": 4, "data": "sample", "benchmarks": "sample-eval", "batch_size": 2, "patch_px": 8, "steps": 2,
+             "device": "cpu", "precision": "fp32", "out_dir": str(tmp_path_factory.mktemp("runs"))}
+    teacher = train_teacher(**small, net=NARROW.format(16))
+    weights = teacher.dir / "weights" / "teacher.safetensors"
+    return teacher, distill(**small, student=NARROW.format(8), teacher=str(weights))
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+def test_half_precision_costs_a_cosine_less_than_a_fourth_of_1_255(channels: int) -> None:
+    net = make_net(NARROW.format(channels), 2, seed=3).eval()
+    w = explore(net, image=skimage.data.coffee(), side=48)
+    for tap in w.exhibit.features.taps:
+        (sent,) = w.exhibit.unit_bytes(tap)
+        unit = np.frombuffer(sent["unit"], "<f2").astype(np.float64).reshape(channels, -1)
+        unit /= np.linalg.norm(unit, axis=0)
+        maps = w.exhibit.features.maps["teacher"][w.exhibit.features.tap(tap)]
+        for y, x in ((0, 0), (20, 31), (47, 47)):
+            row = affinity_row(maps, y, x)[0].numpy().ravel()
+            assert np.abs(unit[:, y * 48 + x] @ unit - row).max() < 0.25 / 255
+
+
+def test_a_position_where_a_network_sees_nothing_stays_nothing() -> None:
+    w = explore(nets()[0], image=skimage.data.coffee(), side=16)
+    w.exhibit.features.maps["teacher"][0][0, :, 3, 4] = 0
+    (sent,) = w.exhibit.unit_bytes("head")
+    assert not np.frombuffer(sent["unit"], "<f2").reshape(16, 16, 16)[:, 3, 4].any()
+
+
+def test_state_is_shared_by_traits_and_links(tmp_path: Path) -> None:
+    teacher, student = nets()
+    w = explore(teacher, {"no KD": student, "FAKD": student}, skimage.data.coffee(), side=32)
+    assert [net["name"] for net in w._data["nets"]] == ["Teacher", "no KD", "FAKD"]
+    before = w._data["nets"][0]["unit"]
+    w.tap = "head"
+    assert w._data["tap"] == "head" and w._data["nets"][0]["unit"] != before
+    for name, value in {"query": (32, 0), "query2": (0, -1), "queries": [(1, 1), (99, 0)], "tap": "tail"}.items():
+        with pytest.raises(FakdError, match="32 high|tap"):
+            setattr(w, name, value)
+    assert w.tap == "head" and w.queries == [] and w.query2 is None
+
+
+def test_an_image_of_ones_own_replaces_the_first_and_a_broken_one_does_not(tmp_path: Path) -> None:
+    w = explore(nets()[0], image=skimage.data.coffee(), side=32)
+    w.query2, w.queries = (31, 31), [(31, 0)]
+    write_image(tmp_path / "mine.png", skimage.data.chelsea()[:40, :50])
+    said: list[str] = []
+    w.observe(lambda change: said.append(change["new"]), "status")
+    w._receive(w, {"kind": "image", "name": "mine.png"}, [memoryview((tmp_path / "mine.png").read_bytes())])
+    assert said[0] == "mine.png: computing its features in Teacher\u2026"
+    assert said[-1] == "mine.png: the middle 50 \u00d7 40 of its 50 \u00d7 40 pixels, 25 \u00d7 20 positions."
+    assert w._info["size"] == [20, 25] and w.query2 is None and w.queries == []
+    w._receive(w, {"kind": "image", "name": "notes.txt"}, [memoryview(b"no image")])
+    assert w.status.startswith("notes.txt: not a readable image") and w._info["size"] == [20, 25]
+    w._receive(w, {"kind": "image", "name": "dot.png"}, [memoryview(_tiny(tmp_path))])
+    assert "dot.png: 4 x 4 is too small" in w.status
+
+
+def _tiny(folder: Path) -> bytes:
+    write_image(folder / "dot.png", np.zeros((4, 4, 3), np.uint8))
+    return (folder / "dot.png").read_bytes()
+
+
+def check_page(path: Path) -> dict:
+    "One file that names no other; returns the state in it."
+    text = path.read_text(encoding="utf-8")
+    code = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S)
+    assert not re.search(r"https?:|@import|<link|<iframe|src=\"|fetch\(|XMLHttp|WebSocket|import\(", code)
+    assert re.search(r"in half precision \(fp16\): \d+\.\d MB, in this file \d+\.\d MB", text)
+    return json.loads(re.search(r'id="explorer-state">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_page_holds_every_tap_and_the_state_of_the_view(tmp_path: Path) -> None:
+    teacher, student = nets()
+    w = explore(teacher, {"</script>": student}, skimage.data.coffee(), side=32)
+    w.query, w.mode, w.shown = (3, 4), "difference", "teacher"
+    page = check_page(w.to_html(tmp_path / "deep" / "page.html"))
+    assert (page["state"]["query"], page["state"]["mode"], page["state"]["shown"]) == ([3, 4], "difference", "teacher")
+    assert list(page["taps"]) == sorted(w.exhibit.features.taps)
+    assert {net["name"] for nets in page["taps"].values() for net in nets} == {"Teacher", "</script>"}
+    again = w.to_html(tmp_path / "again.html").read_bytes()
+    assert again == (tmp_path / "deep" / "page.html").read_bytes()  # the same view, the same bytes
+
+
+def test_every_run_leaves_an_explorer_that_its_report_links(runs: tuple[Run, Run]) -> None:
+    for run, count in zip(runs, (1, 3), strict=True):
+        assert "explorer.html" not in run_page(run).read_text()
+        page = check_page(save_explorer(run))
+        assert [len(nets) for nets in page["taps"].values()] == [count] * len(page["taps"])
+        assert 'href="explorer.html"' in run_page(run).read_text()
+    assert page["state"]["query"] in np.load(run.dir / "snapshots" / "affinity.npz")["queries"].tolist()
+    w = explore_run(run.dir)
+    kept = np.load(run.dir / "snapshots" / "affinity.npz")
+    y, x = kept["queries"][1]
+    for method in ("teacher", "plain", "distilled"):  # what is shown is what the run kept
+        row = affinity_row(w.exhibit.features.maps[method][1], int(y), int(x))[0].numpy()
+        assert np.abs(row - kept[f"{method}/1"][1]).max() < 1e-3
+
+
+def test_a_teacher_that_is_gone_or_changed_is_said_to_be_missing(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    teacher, run = runs
+    weights = teacher.dir / "weights" / "teacher.safetensors"
+    content = weights.read_bytes()
+    try:
+        weights.unlink()
+        w = explore_run(run.dir)
+        assert w.status.endswith("teacher.safetensors is not there.") and list(w.nets) == ["plain", "distilled"]
+        weights.write_bytes((run.dir / "weights" / "plain.safetensors").read_bytes())
+        assert "has other weights now" in explore_run(run.dir).status
+    finally:
+        weights.write_bytes(content)
+
+
+def test_the_notebook_opens_the_shipped_networks_and_any_run(runs: tuple[Run, Run]) -> None:
+    w = open_explorer(ExploreConfig(tap="group0", query=[5, 6]))
+    assert (w.tap, w.query, list(w.nets)) == ("group0", (5, 6), list(SHIPPED))
+    assert load_net(ROOT / SHIPPED["teacher"]).scale == 4
+    assert open_explorer(ExploreConfig(run_dir=str(runs[1].dir), query=[7, 8])).query == (7, 8)
+    assert ExploreConfig(query="[20, 30]").query == [20, 30]  # as papermill's -p gives it
+    with pytest.raises(FakdError, match="query"):
+        ExploreConfig(query="[20")
+    with pytest.raises(FakdError, match='unknown setting "run_dri". Did you mean "run_dir"'):
+        ExploreConfig(run_dri="x")
+    with pytest.raises(FakdError, match="no such run folder"):
+        open_explorer(ExploreConfig(run_dir="nowhere"))
+    with pytest.raises(FakdError, match="give a row and a column"):
+        open_explorer(ExploreConfig(query=[1]))
+    with pytest.raises(FakdError, match="is too small"):
+        middle_pair(np.zeros((9, 99, 3), np.uint8), 4)
+
+
+def test_no_other_module_needs_anywidget() -> None:
+    "Machines without a notebook can train."
+    names = sorted(p.stem for p in (ROOT / "fakd").glob("[!_]*.py") if p.stem != "explorer")
+    code = ("import importlib, sys; sys.modules['anywidget'] = None\n"
+            f"[importlib.import_module('fakd.' + name) for name in {names}]")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_script_is_small_and_stands_alone() -> None:
+    lines = (ROOT / "fakd" / "static" / "explorer.js").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 700 and not [line for line in lines if re.match(r"\s*import\b", line)]
