@@ -276,6 +276,9 @@ class View {
     /** @type {Point | null} */ this.hover = null;
     /** @type {Map<number, { x: number, y: number, pan: boolean }>} */ this.touching = new Map(); // pointers that are down
     this.frames = 0;
+    /** @type {Record<string, { element: HTMLElement, select: HTMLSelectElement }>} */ this.choices = {};
+    this.image = new Frame("", "image");
+    this.second = this.button("Second pixel", () => this.toggleSecond(), "Compare with a second query pixel (key 2)");
     this.build(el);
     this.schedule = this.schedule.bind(this);
     for (const name of STATE) model.on(`change:${name}`, this.schedule);
@@ -341,10 +344,8 @@ class View {
       scale_max: this.choice("Scale to", (v) => this.set("scale_max", v ? Number(v) : null), "The upper end of the colour scale"),
       shown: this.choice("Image", choose("shown"), "The image on which the query is chosen"),
     };
-    this.image = new Frame("", "image");
     this.image.canvas.setAttribute("role", "application");
     this.image.canvas.setAttribute("aria-roledescription", "image with a query pixel");
-    this.second = this.button("Second pixel", () => this.toggleSecond(), "Compare with a second query pixel (key 2)", { "aria-pressed": "false" });
     const zoom = make("div", { class: "fx-zoom", role: "group", "aria-label": "Zoom" },
       this.button("\u2212", () => this.zoom(1 / 1.5), "Zoom out (key \u2212)", { "aria-label": "Zoom out" }),
       this.button("+", () => this.zoom(1.5), "Zoom in (key +, or the wheel while the explorer has the focus)", { "aria-label": "Zoom in" }),
@@ -568,7 +569,6 @@ class View {
 
   /** @param {Frame} frame @param {Heat} heat @param {Net} net @param {Point} point @param {any} view */
   drawMap(frame, heat, net, point, view) {
-    frame.heat = heat;
     frame.draw(colourMap(heat, net.h, net.w), net.h, net.w, view, false);
     frame.canvas.dataset.low = String(heat.scale.low);
     frame.canvas.dataset.high = String(heat.scale.high);
