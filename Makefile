@@ -45,6 +45,8 @@ clean: ## remove .venv and caches; runs, data and weights stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # pip's resolver must see the pinned torch first: a bare "torch" may bring gigabytes that the pin does not need.
+# spandrel wants torchvision, which must be built for exactly this torch and which fakd does not need: for the tests
+# it is put into a folder of its own, without what it wants, where only tests/conftest.py looks.
 $(INSTALLED): settings.ini setup.py constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make $(MAKECMDGOALS) PYTHON=<Python 3.11 or newer>"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
@@ -54,4 +56,5 @@ $(INSTALLED): settings.ini setup.py constraints.txt
 	@$(BIN)/python -m pip install "$(TORCH)" -c constraints.txt
 	@echo "[3/3] Installing fakd and what it needs, about 150 packages: a few minutes"
 	@$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/extra spandrel einops -c constraints.txt
 	@touch $@

@@ -112,7 +112,7 @@ class ImageSet:
         scale: int,                  # 2, 3, 4 or 8
         progress: bool = False,      # show a bar
         workers: int | None = None,  # threads that read and degrade, None: one a CPU; the order is always the same
-        cache: bool | None = None,   # from a memory-mapped file, made at first use; None: sets of more than 100 images
+        cache: bool | None = None,   # from a memory-mapped file, made at first use; None: if it saves work
     ) -> list[ImagePair]:
         "Read all images; their LR files where there are some, else LR images made from HR."
         entries = set_files(self, scale)
@@ -120,7 +120,8 @@ class ImageSet:
         def read(i: int) -> ImagePair:
             return _read_pair(entries[i], scale)
 
-        if len(entries) > 100 if cache is None else cache:
+        made = self.layout in ("edsr", "div2k") and any(entry.lr_file is None for entry in entries)
+        if made or len(entries) > 100 if cache is None else cache:
             key = digest([_CACHE_FORMAT, self.digest(scale)])
             return cached_pairs(key, read, len(entries), self.name, progress, workers)
         pairs = in_order(read, len(entries), workers)

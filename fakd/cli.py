@@ -199,6 +199,8 @@ def find_jobs(
     "Say what would be made of what; refuse it whole if two results have one place or a result replaces an image."
     out, sources = Path(out), list(dict.fromkeys(path for given in inputs for path in _sources(given)))
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+        if out.suffix.lower() not in _HOLDS:
+            raise FakdError(f'{out}: cannot write "{out.suffix}". Known: {" ".join(_HOLDS)}.')
         if len(sources) > 1:
             raise FakdError(f"{out}: one file cannot hold {len(sources)} results. Give a folder.")
         jobs = {sources[0]: out}
@@ -349,6 +351,10 @@ def main(
         return int(given.run(given))
     except FakdError as fault:
         print(f"fakd: {fault}", file=sys.stderr)
+        return 2
+    except OSError as fault:  # a folder that may not be read, a disk that is full
+        where = f"{fault.filename}: " if fault.filename else ""
+        print(f"fakd: {where}{fault.strerror or fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fakd: stopped by Ctrl-C", file=sys.stderr)

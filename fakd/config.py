@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import glob
 import html
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from .benchmarks import found_benchmarks, image_set
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, root
 from .losses import DistillLoss, check_spec
+from .metrics import perceptual_measures
 from .nets import parse_net
 from .weights import read_state
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain', 'DistillConfig',
-           'TeacherConfig', 'EvaluateConfig', 'find_weights', 'fill', 'str_net', 'net_or_file', 'find_teacher',
-           'run_name', 'parameters']
+__all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain',
+           'DistillConfig', 'TeacherConfig', 'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net',
+           'net_or_file', 'split_teachers', 'find_teacher', 'run_name', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -56,11 +58,19 @@ def learn_rate_at(
     schedule: str,      # such as `cosine(warmup=100)` or `step(at=[149000],gamma=0.5)`
 ) -> float:
     "The learning rate of one step."
-    term = parse_spec(schedule)[0]
+    term, *more = parse_spec(schedule)
+    if more or term.weight != 1:
+        raise FakdError(f"schedule {schedule}: give one of {', '.join(SCHEDULES)}, without a weight.")
+    factor = SCHEDULES[pick(term.name, SCHEDULES, "schedule")]
+    options = list(inspect.signature(factor).parameters)[2:]
+    for key in term.options:
+        if key not in options:
+            raise FakdError(f'schedule {schedule}: {term.name} has no option "{key}". {nearest(key, options)}'
+                            f"Known: {', '.join(options) or 'none'}.")
     try:
-        return learn_rate * SCHEDULES[pick(term.name, SCHEDULES, "schedule")](step, steps, **term.options)
-    except TypeError as fault:
-        raise FakdError(f"schedule {schedule}: {str(fault).split('() ')[-1]}.") from None
+        return learn_rate * float(factor(step, steps, **term.options))
+    except (TypeError, ValueError):
+        raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
 
 # %% ../nbs/56_config.ipynb #70bf60ef
 def _field(
@@ -184,11 +194,17 @@ class DistillConfig(TrainConfig):
     )
     teacher: str | None = _field(
         None,
-        "a weights file, or a network that has one in data/weights or among the teacher runs; None: the preset's",
+        "a weights file of any origin, or a network that has one in data/weights or among the teacher runs; "
+        "several joined by +; None: the preset's",
         digest=False,  # its tensors are hashed instead
     )
+    teacher_draw: Literal["random", "mean"] = _field(
+        "random", "with several teachers: random, one drawn for each batch, or mean, all of them averaged"
+    )
     loss: str = _field("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
-    taps: list[int | str] | None = _field(None, "places to compare: positions, names, or student=teacher")
+    taps: list[int | str] | None = _field(
+        None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
+    )
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
@@ -217,9 +233,14 @@ class DistillConfig(TrainConfig):
             chosen["student"] = str_net(self.student, "student" if self.preset == "paper" else "mini_student")
         loss = DistillLoss.needs_of(self.loss)
         if not loss:
+            if self.teacher not in (None, "none"):
+                raise FakdError(f"loss {self.loss} looks at no teacher, and teacher is {self.teacher}. "
+                                "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
             chosen |= {"compare": False, "teacher": "none", "taps": []}
         else:
-            chosen["teacher"] = str(find_teacher(self.teacher or chosen["teacher"], self.scale, self.preset))
+            wanted = split_teachers(self.teacher or chosen["teacher"])
+            found = [find_teacher(text, self.scale, self.preset) for text in wanted]
+            chosen["teacher"] = "+".join(map(str, found))
             if "maps" not in loss:
                 chosen["taps"] = []
         return _finish(self, chosen)
@@ -265,9 +286,17 @@ class EvaluateConfig(Config):
         None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False
     )
     ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
+    tile: int | None = _field(
+        None, "also in tiles of this side in LR pixels, such as 256, to see what tiling costs; None: only whole images",
+        ge=48,
+    )
     precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
     input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
     repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)
+    backbones: str | None = _field(
+        None, "torchvision's weights files of AlexNet and VGG16, joined by +, for LPIPS and DISTS; None: neither",
+        digest=False,  # the files are hashed instead
+    )
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
     out_dir: str = _field("reports/runs", "folder of runs", digest=False)
 
@@ -293,10 +322,23 @@ class EvaluateConfig(Config):
         resolved = self._completed(late, origin)
         for name in str(resolved.benchmarks).split("+"):
             image_set(name.strip())
+        perceptual_measures(resolved.backbone_files)
         return resolved
+
+    @property
+    def backbone_files(self) -> list[str]:
+        "The files that LPIPS and DISTS need, none if they are not wanted."
+        return [path.strip() for path in self.backbones.split("+")] if self.backbones else []
 
 # %% ../nbs/56_config.ipynb #65ad6d2e
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
+
+
+def names_weights(
+    text: str,  # of a setting: a net spec or a path
+) -> bool:      # False for `edsr(res_scale=0.1)`, which has a point as well
+    "Whether a weights file is meant."
+    return Path(text).suffix in _WEIGHTS
 
 
 def find_weights(
@@ -340,12 +382,14 @@ def str_net(
 
 
 def net_or_file(
-    text: str,                             # a net spec or a weights file
-    what: str,                             # "student", for messages
-    scale: int,                            # the run's
-) -> tuple[str, Literal["spec", "file"]]:  # name of the network
+    text: str,                                       # a net spec or a weights file
+    what: str,                                       # "student", for messages
+    scale: int,                                      # the run's
+) -> tuple[str, Literal["spec", "file", "module"]]:  # name of the network
     "Tell a weights file from a net spec, and check a file's scale."
-    if Path(text).suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):
+    if text.startswith(MODULE):
+        return text.removeprefix(MODULE).split("(")[0], "module"
+    if not names_weights(text):
         return parse_net(text)[0], "spec"
     metadata = read_state(find_path(text))[1]
     if "scale" in metadata and int(metadata["scale"]) != scale:
@@ -353,13 +397,25 @@ def net_or_file(
     return parse_spec(metadata.get("spec", what))[0].name, "file"
 
 # %% ../nbs/56_config.ipynb #b3c12801
+MODULE = "module "  # begins the name of a teacher that was given as a Python object
+
+
+def split_teachers(
+    text: str,      # one teacher, or several joined by +
+) -> list[str]:     # a file whose own name has a + stays whole
+    "The teachers that are meant."
+    return [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]
+
+
 def find_teacher(
     text: str | None,  # a weights file, a net spec, or None
     scale: int,        # the run's
     preset: str,       # for the message
-) -> Path:             # relative to the project where it lies in it
+) -> str | Path:       # relative to the project where it lies in it
     "A teacher's file: the one given, or the one whose network and scale are asked for, shipped or trained here."
-    if text and Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
+    if text and text.startswith(MODULE):
+        return text
+    if text and names_weights(text):
         path = find_path(text)
         if not path.is_file():
             raise FakdError(f"teacher {text}: no such weights file.")
@@ -407,7 +463,7 @@ def run_name(
         kind, net, terms = "teacher", config.net, []
     else:
         kind, net, terms = "distill", config.student, [term.name for term in parse_spec(config.loss)]
-    net = Path(net).stem if Path(net).suffix else net.split("(")[0]
+    net = Path(net).stem if names_weights(net) else net.split("(")[0]
     text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"]).lower()
     return "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
 

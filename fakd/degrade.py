@@ -117,7 +117,8 @@ def _degrade_file(
     "LR images of one file, but only those that are missing, of a wrong size or older than it."
     with Image.open(hr_file) as file:
         w, h = file.size
-        if file.getexif().get(0x0112, 1) >= 5:  # a camera image that lies on its side
+        noted = file.format != "PNG" or "exif" in file.info  # of a PNG file without, getexif would read every pixel
+        if noted and file.getexif().get(0x0112, 1) >= 5:  # a camera image that lies on its side
             w, h = h, w
     todo = {scale: dst / f"X{scale}" / f"{hr_file.stem}x{scale}.png" for scale in scales}
     for scale, path in list(todo.items()):

@@ -20,6 +20,7 @@ from .degrade import imresize
 from .metrics import psnr_y, ssim_y
 from .pairs import ImagePair
 from .record import Row
+from .upscale import Net, tiled
 
 # %% auto #0
 __all__ = ['Make', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate']
@@ -49,7 +50,8 @@ def _upscaled(
     lr_imgs: Sequence[np.ndarray],  # uint8, (h, w, 3), of one size
     device: str,                    # where to compute; the network is moved there and back
     precision: str,                 # see `super_resolve`
-    ensemble: bool,                 # see `super_resolve`
+    ensemble: bool = False,         # see `super_resolve`
+    tile: int | None = None,        # see `evaluate`
 ) -> list[np.ndarray]:              # uint8, (scale * h, scale * w, 3)
     "A batch of whole images through a network, clamped and rounded to 8 bits."
     dtype, kind = PRECISIONS[pick(precision, PRECISIONS, "precision")], torch.device(device).type
@@ -57,7 +59,8 @@ def _upscaled(
     if kind == "cuda":
         batch = batch.contiguous(memory_format=torch.channels_last)
     with _evaluating(net, device), torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-        sr_imgs = self_ensemble(net, batch) if ensemble else net(batch)
+        run = partial(tiled, net, tile=tile) if tile else net
+        sr_imgs = self_ensemble(run, batch) if ensemble else run(batch)
     if not torch.isfinite(sr_imgs).all():
         raise FakdError(f"the network's output at precision {precision} holds values that are not finite.")
     return to_images(sr_imgs)
@@ -87,7 +90,7 @@ def _turned(
 
 
 def self_ensemble(
-    net: nn.Module,   # forward(lr_imgs) -> sr_imgs, both 0..255
+    net: Net,         # forward(lr_imgs) -> sr_imgs, both 0..255
     lr_imgs: Tensor,  # (b, 3, h, w)
 ) -> Tensor:          # at least float32, neither clamped nor rounded
     "Mean of a network's answers to the eight views of its input (Lim et al. 2017, section 3.4)."
@@ -173,11 +176,12 @@ def evaluate(
     progress: bool = True,          # show a bar
     ensemble: bool = False,         # the mean over eight views instead of one pass
     batch_px: int = 65_536,         # LR pixels that go through a network together, unless one image has more
+    tile: int | None = None,        # in tiles of this side in LR pixels, as `upscale` does; None: images whole
 ) -> list[Row]:                     # one a network and image
     "PSNR and SSIM of networks on whole images; each network comes back in the mode and on the device it had."
     with ExitStack() as stack:
         for net in nets.values():  # moved once, not for each image
             stack.enter_context(_evaluating(net, device))
-        methods = {name: partial(_upscaled, net, device=device, precision=precision, ensemble=ensemble)
+        methods = {name: partial(_upscaled, net, device=device, precision=precision, ensemble=ensemble, tile=tile)
                    for name, net in nets.items()}
         return _rows(methods, sets, scale, progress, batch_px)

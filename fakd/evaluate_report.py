@@ -9,14 +9,18 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from .core import root
-from .figures import Figures, ResultTable, amount, fixed, pareto_figure, save_figure, signed
+from .download import DataTable
+from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
-from .report import Page, inline_svg, page_origin, write_rows
+from .report import Page, inline_svg, page_origin, picture, write_rows
 
 # %% auto #0
-__all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'published_rows', 'published_tables', 'cost_parts',
-           'pareto_figures', 'cost_figures', 'evaluation_finding', 'evaluation_page']
+__all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
+           'published_tables', 'cost_parts', 'pareto_figures', 'cost_figures', 'evaluation_finding', 'evaluation_page']
 
 # %% ../nbs/83_evaluate_report.ipynb #f5ab1171
 class Tables(list[ResultTable]):
@@ -47,13 +51,14 @@ def _line(
     means: Mapping[str, Mapping[str, Any]],    # by set
     sets: Sequence[str],                       # columns
     against: Mapping[str, Mapping[str, Any]],  # means of what it is compared with, by set
+    digits: int = 2,                           # of the difference
 ) -> dict[str, Any]:
     "A row of a `ResultTable`."
     cells = []
     for name in sets:
         psnr, other = (m.get(name, {}).get("psnr_y") for m in (means, against))
         gain = None if psnr is None or other is None else psnr - other
-        cells.append((fixed(psnr), fixed(means.get(name, {}).get("ssim_y"), 4), signed(gain)))
+        cells.append((fixed(psnr), fixed(means.get(name, {}).get("ssim_y"), 4), signed(gain, digits)))
     return {"method": title, "title": title, "params": amount(net.get("params")), "macs": amount(net.get("macs")),
             "cells": cells}
 
@@ -86,7 +91,7 @@ def mean_tables(
 def variant_tables(
     record: Record,  # of an evaluation
 ) -> Tables:         # one a scale; none if each network was used in one way only
-    "Self-ensemble and other precisions beside the plain use of the same network."
+    "Self-ensemble, other precisions and tiles beside the plain use of the same network."
     tables = Tables()
     for scale in scales_of(record):
         rows = rows_at(record, scale)
@@ -97,11 +102,27 @@ def variant_tables(
                 net = {**nets[way["net"]]}
                 net["macs"] *= 8 if way["ensemble"] else 1
                 against = {} if method == way["net"] else means[way["net"]]
-                lines.append(_line(method, net, means[method], names, against))
+                lines.append(_line(method, net, means[method], names, against, 4))
         if lines:
-            note = "A plus marks the mean over eight views of the input. Difference: PSNR less that of the first use."
+            note = ("A plus marks the mean over eight views of the input; tiles have the given side in low-resolution "
+                    "pixels, and images that fit into one are the same. Difference: PSNR less that of the first use.")
             tables.append(ResultTable(_sets(rows), lines, _NOTE.format(scale) + note))
     return tables
+
+# %% ../nbs/83_evaluate_report.ipynb #538e19ab
+def perception_table(
+    record: Record,  # of an evaluation
+) -> DataTable:      # a row for each set, scale and method; empty without LPIPS and DISTS
+    "Means of LPIPS and DISTS over the images of a set; less is better."
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in record.student.get("perception", []):
+        groups.setdefault((row["scale"], row["set"], row["method"]), []).append(row)
+    table = DataTable()
+    for (scale, name, method), rows in groups.items():
+        measures = [key for key in rows[0] if key not in ("method", "set", "image", "scale")]
+        means = {key: fixed(sum(row[key] for row in rows) / len(rows), 4) for key in measures}
+        table.append({"Set": f"{name}, \u00d7{scale}", "Method": TITLES.get(method, method), **means})
+    return table
 
 # %% ../nbs/83_evaluate_report.ipynb #806cc0aa
 _ROLES = {"teacher": "{}, teacher (FAKD, Table 3)", "student": "{}, student without FAKD (Table 3)",
@@ -146,7 +167,11 @@ def published_tables(
 def _time(net: Mapping[str, Any]) -> str:
     "Latency with its quartiles."
     took = net.get("latency")
-    return f"{took['median_ms']:.3g} ({took['low_ms']:.3g} to {took['high_ms']:.3g})" if took else fixed(None)
+    if not took:
+        return fixed(None)
+    middle, low, high = (f"{took[k]:.{0 if took[k] >= 100 else 1 if took[k] >= 10 else 2}f}"
+                         for k in ("median_ms", "low_ms", "high_ms"))
+    return f"{middle} ({low} to {high})"
 
 
 def cost_parts(
@@ -167,12 +192,11 @@ def cost_parts(
             "cost_lines": lines, "cost_note": note.strip()}
 
 # %% ../nbs/83_evaluate_report.ipynb #aef3d4ac
-def pareto_figures(
-    record: Record,         # of an evaluation
-    theme: str = "light",
-) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
-    "PSNR against parameters, multiply-adds, latency and peak memory."
-    figures, nets = {}, record.student["nets"]
+def _quality_and_costs(
+    record: Record,  # of an evaluation
+) -> dict[str, Any]:  # by scale and set: PSNR by network, costs by label, PSNR of bicubic
+    "What the Pareto figures show: the first set of each scale at which there is something to compare."
+    found, nets = {}, record.student["nets"]
     for scale in scales_of(record):
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
@@ -187,9 +211,27 @@ def pareto_figures(
         }
         costs = {label: {n: v for n, v in cost.items() if v > 0} for label, cost in costs.items()}
         if psnr:
-            base = means["bicubic"][name]["psnr_y"]
-            figures[f"\u00d7{scale}, {name}"] = pareto_figure(psnr, costs, base, theme)
-    return figures
+            costs = {label: cost for label, cost in costs.items() if cost}
+            found[f"\u00d7{scale}, {name}"] = psnr, costs, means["bicubic"][name]["psnr_y"]
+    return {label: known for label, known in found.items() if len(known[0]) > 1} or found
+
+# %% ../nbs/83_evaluate_report.ipynb #38705d5e
+def pareto_figures(
+    record: Record,         # of an evaluation
+    theme: str = "light",
+) -> dict[str, Any]:        # by scale and set: "x4, Set5", the first set of each scale
+    "PSNR against parameters, multiply-adds, latency and peak memory."
+    return {label: pareto_figure(psnr, costs, base, theme)
+            for label, (psnr, costs, base) in _quality_and_costs(record).items()}
+
+
+def _pareto_panels(
+    record: Record,  # of an evaluation
+) -> list[tuple[str, list[Any]]]:  # label, and an SVG for each cost, which a narrow page puts one below the other
+    "The Pareto figures for the page."
+    return [(label, [inline_svg(pareto_figure(psnr, {name: cost}, base), f"pareto-{i}-{k}", f"{label}: {name}")
+                     for k, (name, cost) in enumerate(costs.items())])
+            for i, (label, (psnr, costs, base)) in enumerate(_quality_and_costs(record).items())]
 
 
 def cost_figures(
@@ -201,6 +243,27 @@ def cost_figures(
         save_figure(fig, run.dir / "figures" / f"pareto-x{label[1:].split(',')[0]}.png")
     return Figures(made.values())
 
+# %% ../nbs/83_evaluate_report.ipynb #e603e1ed
+def _comparison(
+    scene: Scene,  # one image of an evaluation
+) -> dict[str, Any]:
+    "The original as an overview with the window marked, and the window in every version."
+    hr_img = scene.images["hr"]
+    h, w = hr_img.shape[:2]
+    step = max(1, round(w / 700))  # an overview needs no more pixels
+    small = np.asarray(Image.fromarray(hr_img).resize((w // step, h // step), Image.Resampling.LANCZOS))
+    best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].psnr_y or 0.0)
+    crops = []
+    for name, crop in scene.crops.items():
+        sizes = {n: " \u00d7 ".join(map(str, scene.images[n].shape[1::-1])) for n in ("lr", "hr")}
+        score = " / ".join(_texts(scene.scores[name])) if name in scene.scores else sizes[name]
+        crops.append({"title": TITLES.get(name, name), "score": score, "best": name == best,
+                      "src": picture(crop, max(1, round(240 / crop.shape[0])))})
+    return {"name": scene.image, "set": f"{scene.set}, \u00d7{scene.scores[best].scale}", "crops": crops,
+            "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
+            "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
+            "left": round(min(max(2 * w / h, 1.8), 3.2), 3)}
+
 # %% ../nbs/83_evaluate_report.ipynb #ed7c0114
 def evaluation_finding(
     record: Record,  # of an evaluation
@@ -210,18 +273,36 @@ def evaluation_finding(
     for scale in scales_of(record):
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
-        plain = [m for m in means if m in record.student["nets"]]
-        for name, count in _sets(rows):
+        plain, reached = [m for m in means if m in record.student["nets"]], []
+        for name, _ in _sets(rows):
             scores = {m: means[m][name]["psnr_y"] for m in plain if means[m][name]["psnr_y"] is not None}
             base = means["bicubic"][name]["psnr_y"]
             if scores and base is not None:
                 best = max(scores, key=lambda m: scores[m])
-                of = f", the best of {len(scores)}," if len(scores) > 1 else ""
-                said.append(f"On {name} at \u00d7{scale} ({count} images) {best}{of} reaches {fixed(scores[best])} dB, "
-                            f"{signed(scores[best] - base)} dB against bicubic interpolation.")
-    return " ".join(said) or "No network was scored."
+                reached.append(f"{fixed(scores[best])} dB on {name} ({signed(scores[best] - base)}"
+                               + (f", {best})" if len(plain) > 1 else ")"))
+        if reached:
+            who = f"the best of {len(plain)} networks" if len(plain) > 1 else plain[0]
+            said.append(f"At \u00d7{scale} {who} reaches {', '.join(reached)}.")
+    said += ["In brackets stands the gain over bicubic interpolation."] if said else []
+    return " ".join([*said, *_changes(record)]) or "No network was scored."
 
 
+def _changes(record: Record) -> list[str]:
+    "By how much other ways of using a network change the mean PSNR of a set, from the least to the most."
+    found: dict[str, list[float]] = {}
+    for scale in scales_of(record):
+        means: Mapping[str, Any] = summarise(rows_at(record, scale))
+        for method, way in record.student["ways"].items():
+            if method in means and method != way["net"]:
+                kind = f"tiles of {way['tile']}" if way.get("tile") else way["precision"] or "self-ensemble"
+                pairs = [(means[method][s]["psnr_y"], means[way["net"]][s]["psnr_y"]) for s in means[method]]
+                found.setdefault(kind, []).extend(a - b for a, b in pairs if a is not None and b is not None)
+    ends = {kind: dict.fromkeys(signed(end, 4) for end in (min(v), max(v))) for kind, v in found.items() if v}
+    said = ", with ".join(f"{kind} by {' to '.join(texts)} dB" for kind, texts in ends.items())
+    return [f"Against one plain pass over whole images, the mean PSNR of a set changes with {said}."] if said else []
+
+# %% ../nbs/83_evaluate_report.ipynb #b1d7acf1
 def _every_image(record: Record) -> list[dict[str, Any]]:
     "A table of all images for each scale and set."
     tables = []
@@ -247,14 +328,14 @@ def evaluation_page(
     record = run.record
     nets, scales = record.student["nets"], ", ".join(f"\u00d7{scale}" for scale in scales_of(record))
     title = f"{len(nets)} networks compared at {scales}" if len(nets) > 1 else f"{next(iter(nets))} at {scales}"
-    figures = pareto_figures(record)
     parts = {
         "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
         "explorer": (run.dir / "explorer.html").is_file(),
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),
-        "published": _narrow(published_tables(record)), "image_tables": _every_image(record), **cost_parts(record),
-        "pareto": [(label, inline_svg(fig, f"pareto-{i}", label)) for i, (label, fig) in enumerate(figures.items())],
+        "perception": perception_table(record), "published": _narrow(published_tables(record)),
+        "image_tables": _every_image(record), **cost_parts(record),
+        "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
         **page_origin(record),
     }
     write_rows(record, run.dir / "report.csv")

@@ -32,11 +32,12 @@ from .config import Config
 from .core import FakdError, atomic_write, find_path, pick, read_image, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
+from .foreign import load_any
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
 from .train import middles, query_pixels
-from .weights import load_net, net_digest
+from .weights import net_digest
 
 # %% auto #0
 __all__ = ['MOST_PX', 'COLOURS', 'RunNets', 'MOST_NETS', 'SHIPPED', 'middle_pair', 'Exhibit', 'exhibit', 'ExplorerState',
@@ -298,7 +299,7 @@ def explore(
     given = ({"teacher": teacher} if teacher is not None else {}) | dict(students or {})
     if not given:
         raise FakdError("explore: give a teacher, or students by name.")
-    nets = {name: net if isinstance(net, nn.Module) else load_net(find_path(net)) for name, net in given.items()}
+    nets = {name: net if isinstance(net, nn.Module) else load_any(find_path(net)) for name, net in given.items()}
     image = skimage.data.astronaut() if image is None else image
     hr_img = image if isinstance(image, np.ndarray) else _decode(image, "")
     scale: Any = next(iter(nets.values())).scale
@@ -317,19 +318,20 @@ def run_nets(
     if "nets" in record.student:
         return _evaluated(record)
     nets: dict[str, nn.Module] = {}
-    ours, theirs, note = list(record.student.get("taps") or {}), list((record.teacher or {}).get("taps") or {}), ""
-    if record.teacher:
-        path = find_path(record.teacher["source"])
-        net = load_net(path) if path.is_file() else None
-        if net is not None and net_digest(net) == record.teacher["digest"]:
-            nets["teacher"] = net
+    teachers = list((record.teacher or {}).get("nets", {"": record.teacher} if record.teacher else {}).values())
+    ours, theirs, note = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else [], ""
+    if teachers:
+        path = find_path(teachers[0]["source"])
+        net = load_any(path) if path.is_file() else None
+        if net is not None and net_digest(net) == teachers[0]["digest"]:
+            nets["teacher"], note = net, f"The first of {len(teachers)} teachers." if len(teachers) > 1 else ""
         else:
             why = "has other weights now" if path.is_file() else "is not there"
-            note = f"The teacher is missing: {record.teacher['source']} {why}."
+            note = f"The teacher is missing: {teachers[0]['source']} {why}."
     for method in ("teacher", "plain", "distilled"):
         path = run.dir / "weights" / f"{method}.safetensors"
-        if path.is_file():
-            nets[method] = load_net(path)
+        if path.is_file() and record.student["network"] in NETS:  # a module's file alone is not enough
+            nets[method] = load_any(path)
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, note
 
@@ -338,7 +340,7 @@ def _evaluated(record: Record) -> RunNets:
     "Networks of an evaluation: those that name taps and are still there, of the scale that most have."
     found = {name: find_path(about["source"]) for name, about in record.student["nets"].items()
              if about["network"] in NETS}
-    nets: dict[str, Any] = {name: load_net(path) for name, path in found.items() if path.is_file()}
+    nets: dict[str, Any] = {name: load_any(path) for name, path in found.items() if path.is_file()}
     kinds: list[Any] = [(net.scale, len(net.tap_names())) for net in nets.values()]
     most = max(kinds, key=kinds.count, default=None)
     alike = [pair for pair, kind in zip(nets.items(), kinds, strict=True) if kind == most]

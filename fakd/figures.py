@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .core import FakdError, atomic_write, read_image, to_images
-from .record import METHODS, Record, Row, Run
+from .record import METHODS, Record, Row, Run, known_methods
 
 # %% auto #0
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
@@ -215,14 +216,16 @@ def show_image(
 
 # %% ../nbs/70_figures.ipynb #3ae34e28
 def cut_crops(
-    images: Mapping[str, np.ndarray],  # uint8 (h, w, 3) by name: hr, and any of `TITLES`
+    images: Mapping[str, np.ndarray],  # uint8 (h, w, 3) by name: hr, and any of `TITLES` or other methods
     box: Box | None = None,            # the window, in pixels of hr; None: where hr has most detail
-) -> tuple[Box, dict[str, np.ndarray]]:  # the window and its content in each image, in the order of `TITLES`
+) -> tuple[Box, dict[str, np.ndarray]]:  # the window and its content in each image: `TITLES`, other methods, hr
     "The same window of every version of a scene."
     if "hr" not in images:
         raise FakdError("crops: the original is missing; give it as images['hr'].")
     box, height = box or detail_box(images["hr"], scale_of(images)), images["hr"].shape[0]
-    return box, {n: box.cut(images[n], images[n].shape[0] / height) for n in TITLES if n in images}
+    order = [*TITLES, *images]
+    names = sorted(images, key=lambda n: (n == "hr", order.index(n)))
+    return box, {n: box.cut(images[n], images[n].shape[0] / height) for n in names}
 
 # %% ../nbs/70_figures.ipynb #cd6d186c
 def _place(fig: Figure, x: float, y: float, w: float, h: float) -> Axes:
@@ -232,7 +235,7 @@ def _place(fig: Figure, x: float, y: float, w: float, h: float) -> Axes:
 
 
 def crop_figure(
-    images: Mapping[str, np.ndarray],         # uint8 (h, w, 3) by name: hr, and any of `TITLES`
+    images: Mapping[str, np.ndarray],         # uint8 (h, w, 3) by name: hr, and any of `TITLES` or other methods
     box: Box | None = None,                   # the window, in pixels of hr; None: where hr has most detail
     scores: Mapping[str, str] | None = None,  # a line under a crop, by name: "27.31 dB"
     theme: str = "light",
@@ -254,7 +257,8 @@ def crop_figure(
             across, down = whole + gap + (i % columns) * (side + gap), (i // columns) * (side + text)
             axes = _place(fig, across, down, side, side)
             show_image(axes, crop)
-            for line, (words, colour) in enumerate(((TITLES[name], "ink"), ((scores or {}).get(name, ""), "muted"))):
+            title, score = TITLES.get(name, name), (scores or {}).get(name, "")
+            for line, (words, colour) in enumerate(((title, "ink"), (score, "muted"))):
                 axes.annotate(words, (0.5, 0), (0, -9 - 9 * line), xycoords="axes fraction", ha="center",
                               textcoords="offset points", fontsize=7.5, color=THEMES[theme][colour])
     return fig
@@ -266,7 +270,7 @@ class Scene:
 
     set: str
     image: str
-    images: dict[str, np.ndarray]  # uint8, (h, w, 3), by name as in `TITLES`
+    images: dict[str, np.ndarray]  # uint8, (h, w, 3), by name as in `TITLES`, or by method
     box: Box                       # the window, in pixels of hr
     crops: dict[str, np.ndarray]   # its content, in the order of `TITLES`
     scores: dict[str, Row]         # by method
@@ -275,14 +279,17 @@ class Scene:
 def scenes(
     run: Run,                # with a record
 ) -> list[Scene]:            # in the order of the record's rows; only images whose original is there
-    "The images that a run kept."
+    "The images that a run kept; where it has several scales, those of each in a folder `x4`."
     rows, found = run.record.rows, []
     order = {name: i for i, name in enumerate(dict.fromkeys(f"{r.set}--{r.image}" for r in rows))}
-    folders = [p for p in (run.dir / "snapshots" / "images").glob("*") if (p / "hr.png").is_file()]
-    for folder in sorted(folders, key=lambda p: (order.get(p.name, len(order)), p.name)):
-        images = {name: read_image(folder / f"{name}.png") for name in TITLES if (folder / f"{name}.png").is_file()}
+    names = list(dict.fromkeys([*TITLES, *(r.method for r in rows)]))
+    folders = [p.parent for p in (run.dir / "snapshots" / "images").rglob("hr.png")]
+    for folder in sorted(folders, key=lambda p: (p.parent.name, order.get(p.name, len(order)), p.name)):
+        files = {name: folder / f"{quote(name, safe='')}.png" for name in names}
+        images = {name: read_image(file) for name, file in files.items() if file.is_file()}
         set_name, _, image = folder.name.partition("--")
-        scores = {r.method: r for r in rows if (r.set, r.image) == (set_name, image)}
+        at = {scale_of(images)} if "lr" in images else {r.scale for r in rows}
+        scores = {r.method: r for r in rows if (r.set, r.image) == (set_name, image) and r.scale in at}
         found.append(Scene(set_name, image, images, *cut_crops(images), scores))
     return found
 
@@ -520,7 +527,10 @@ def name_of(
     "The name of a method for people; a run that only trains or scores a network has no student."
     if record.kind != "distill" and method in ("teacher", "plain", "distilled"):
         return "This network"
-    return TITLES.get(method, method)
+    several = dict((record.teacher or {}).get("nets") or {})
+    if method in several:
+        return f"{method.capitalize()}, {str(several[method].get('network', '')).upper()}"
+    return "Mean of the teachers" if several and method == "teacher" else TITLES.get(method, method)
 
 
 def _cell(record: Record, method: str, name: str) -> tuple[str, str, str]:
@@ -533,14 +543,14 @@ def _cell(record: Record, method: str, name: str) -> tuple[str, str, str]:
 # %% ../nbs/70_figures.ipynb #54ea1534
 def result_table(
     record: Record,  # a finished run
-) -> ResultTable:    # methods in the order bicubic, teacher, plain, distilled; only those that were scored
+) -> ResultTable:    # methods in the order bicubic, teachers, plain, distilled; only those that were scored
     "Parameters, multiply-adds, PSNR and SSIM of each method, and its PSNR less that of the undistilled student."
     names = list(dict.fromkeys(r.set for r in record.rows))
     sets = [(name, len({r.image for r in record.rows if r.set == name})) for name in names]
-    methods = [m for m in METHODS if m in record.summary]
+    methods = known_methods(record.summary)
     nets = {m: record.student for m in ("teacher", "plain", "distilled")}
     if record.kind == "distill":
-        nets["teacher"] = record.teacher or {}
+        nets |= {"teacher": record.teacher or {}, **dict((record.teacher or {}).get("nets") or {})}
     rows = []
     for method in methods:
         net = nets.get(method, {})
@@ -593,8 +603,9 @@ def pareto_figure(
             for name, x in cost.items():
                 good = name in front
                 axes.plot(x, psnr[name], "o", ms=5, mfc=c["accent"] if good else c["paper"], mec=c["accent"], zorder=4)
-                axes.annotate(name, (x, psnr[name]), (0, 6), textcoords="offset points", fontsize=7, ha="center",
-                              color=c["ink"], zorder=5)
+                away, side = (6, "bottom") if good else (-6, "top")  # so that the names of near neighbours stay apart
+                axes.annotate(name, (x, psnr[name]), (0, away), textcoords="offset points", fontsize=7, ha="center",
+                              va=side, color=c["ink"], zorder=5)
             axes.set_xscale("log")
             axes.margins(x=0.25, y=0.22)
             axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))

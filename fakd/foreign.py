@@ -8,18 +8,20 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .core import FakdError
+from .nets import NETS, net_spec
 from .weights import load_net, read_state
 
 # %% auto #0
-__all__ = ['Foreign', 'load_any']
+__all__ = ['Foreign', 'load_any', 'as_net', 'spec_of']
 
 # %% ../nbs/37_foreign.ipynb #319a1735
 @contextmanager
@@ -57,32 +59,53 @@ def _spandrel() -> Any:
                         "pip install fakd[spandrel]") from None
 
 # %% ../nbs/37_foreign.ipynb #742efbf6
+def _plain_call(model: nn.Module, imgs: Tensor) -> Tensor:
+    "What most networks want."
+    sr_imgs: Tensor = model(imgs)
+    return sr_imgs
+
+
 class Foreign(nn.Module):
-    "A network of another project as one of fakd: batches of RGB, 0..255 in and out."
+    "A network from elsewhere as one of fakd: batches of RGB, 0..255 in and out; its taps keep their own names."
+
+    tap_prefix = "model."  # paths of taps begin in the network, not in this wrapper
 
     def __init__(
         self,
-        descriptor: Any,  # spandrel's description of a loaded network
+        model: nn.Module,                                            # from LR to SR images
+        scale: int,                                                  # sides of its output over those of its input
+        spec: str,                                                   # its name; no spec that `make_net` knows
+        value_range: int = 1,                                        # of its input and output: 1 (0..1) or 255 (0..255)
+        minimum: int = 1,                                            # least side of its input, in pixels
+        multiple_of: int = 1,                                        # what the sides must be divisible by
+        call: Callable[[nn.Module, Tensor], Tensor] = _plain_call,   # how it is called
     ):
         super().__init__()
-        self.model = descriptor.model
-        self.scale = int(descriptor.scale)
-        self.spec = descriptor.architecture.name.lower()  # its name, which is no spec that `make_net` knows
+        if value_range not in (1, 255):
+            raise FakdError(f"value_range {value_range}: choose 1 for images of 0..1 or 255 for 0..255.")
+        self.model, self.scale, self.spec = model, scale, spec
+        self.gain = 255 / value_range
+        self.minimum, self.multiple_of, self._call = minimum, multiple_of, call
         self.assumptions: list[str] = []
-        self._call = descriptor._call_fn
-        self._needs = descriptor.size_requirements
 
     def forward(self, lr_imgs: Tensor) -> Tensor:
         h, w = lr_imgs.shape[2:]
         down, right = (self._missing(side) for side in (h, w))
-        padded = nn.functional.pad(lr_imgs / 255, (0, right, 0, down), mode="replicate")
-        sr_imgs = self._call(self.model, padded) * 255
+        imgs = lr_imgs / self.gain
+        if down or right:
+            imgs = nn.functional.pad(imgs, (0, right, 0, down), mode="replicate")
+        sr_imgs = self._call(self.model, imgs) * self.gain
         return sr_imgs[..., : h * self.scale, : w * self.scale]
 
     def _missing(self, side: int) -> int:
         "Pixels to be added to a side of the input, so that the network can divide it."
-        least = max(side, self._needs.minimum)
-        return -(-least // self._needs.multiple_of) * self._needs.multiple_of - side
+        least = max(side, self.minimum)
+        return -(-least // self.multiple_of) * self.multiple_of - side
+
+    def tap_names(self) -> dict[str, str]:
+        "Those of the network, if it names any."
+        named = self.model.tap_names() if hasattr(self.model, "tap_names") else {}  # type: ignore[operator]
+        return {name: f"{self.tap_prefix}{place}" for name, place in named.items()}
 
 # %% ../nbs/37_foreign.ipynb #0cee2231
 def load_any(
@@ -104,7 +127,41 @@ def load_any(
         raise FakdError(f"{known} spandrel does not know it either.") from None
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.input_channels != 3:
         raise FakdError(f"{path}: {descriptor.architecture.name} is no network from RGB images to RGB images.")
-    net = Foreign(descriptor).eval().float()
+    needs, name = descriptor.size_requirements, descriptor.architecture.name.lower()
+    net = Foreign(descriptor.model, int(descriptor.scale), name, 1, needs.minimum, needs.multiple_of,
+                  descriptor._call_fn).eval().float()
     if "passed_over" in metadata:
         net.assumptions = [f"weights: {metadata['unwrapped']} taken, {metadata['passed_over']} passed over"]
     return net
+
+# %% ../nbs/37_foreign.ipynb #0869492b
+def as_net(
+    net: nn.Module,          # any module from LR to SR images, (b, 3, h, w) to (b, 3, scale*h, scale*w)
+    value_range: int = 255,  # of its input and output: 1 (0..1) or 255 (0..255)
+) -> nn.Module:              # 0..255 in and out, with `scale`, `spec` and `assumptions`; not a copy
+    "Any module as a network of fakd; what is one already stays as it is."
+    if value_range == 255 and (isinstance(net, Foreign) or type(net) in NETS.values()):
+        return net
+    like = next(net.parameters(), torch.zeros(()))
+    probe = torch.full((1, 3, 48, 48), 0.5 * value_range, device=like.device, dtype=like.dtype)
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.inference_mode():
+            made = net.eval()(probe)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    what = f"{tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+    scale = made.shape[-1] // 48 if isinstance(made, Tensor) and made.ndim == 4 else 0
+    if scale not in (2, 3, 4, 8) or made.shape != (1, 3, 48 * scale, 48 * scale):
+        raise FakdError(f"{type(net).__name__} makes {what} of images (1, 3, 48, 48). Expected are SR images "
+                        "(1, 3, 48*scale, 48*scale) alone, scale 2, 3, 4 or 8.")
+    spec = type(net).__name__.lower()
+    return Foreign(net, scale, spec if value_range == 255 else f"{spec}(value_range={value_range})", value_range)
+
+# %% ../nbs/37_foreign.ipynb #35a0dc3d
+def spec_of(
+    net: nn.Module,  # any network of fakd, of its own or from elsewhere
+) -> str:            # a spec that makes it again, or its name
+    "What a network is called in tables and records."
+    return getattr(net, "spec", "") or net_spec(net)

@@ -26,7 +26,8 @@ from .losses_image import CSD, DS, FFT, TS, Wavelet, bicubic
 from .upcycle import Invert, Net, ZoomIn, ZoomOut
 
 # %% auto #0
-__all__ = ['LOSSES', 'KINDS', 'LossTerm', 'DistillLoss', 'check_spec', 'loss_memory', 'measure_losses', 'loss_table']
+__all__ = ['LOSSES', 'Shapes', 'KINDS', 'LossTerm', 'EachTeacher', 'DistillLoss', 'check_spec', 'loss_memory', 'measure_losses',
+           'loss_table']
 
 # %% ../nbs/48_losses.ipynb #1a45fc95
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ LOSSES |= {
 }
 
 # %% ../nbs/48_losses.ipynb #a56f5c73
+Shapes = Mapping[str, tuple[int, int, int]]
 KINDS: dict[str, tuple[tuple[str, ...], set[str]]] = {  # what it is called with, and what a run must provide
     "hr": (("sr_imgs", "hr_imgs"), set()),
     "teacher": (("sr_imgs", "teacher_sr_imgs"), {"teacher"}),
@@ -97,6 +99,33 @@ def _make(term: Spec, seed: int = 0, **channels: Sequence[int]) -> nn.Module:
     return made
 
 
+def _make_each(term: Spec, seed: int, student: Sequence[Any], teachers: Sequence[Sequence[Any]]) -> nn.Module:
+    "One term for a single teacher; for several, one each if it compares maps."
+    ours = [shape[0] for _, shape in student]
+    made = [_make(term, seed, student_channels=ours, teacher_channels=[s[0] for _, s in t]) for t in teachers]
+    return made[0] if len(made) == 1 or made[0].needs != "maps" else EachTeacher(made)
+
+# %% ../nbs/48_losses.ipynb #6e6e538a
+class EachTeacher(nn.Module):
+    "A term on maps for each of several teachers, with its own adapters: the mean over those that were looked at."
+
+    def __init__(
+        self,
+        terms: Sequence[nn.Module],  # of one name, one a teacher
+    ):
+        super().__init__()
+        self.each, self.needs, self.draws = nn.ModuleList(terms), terms[0].needs, getattr(terms[0], "draws", False)
+
+    def forward(
+        self,
+        student_maps: Sequence[Tensor],                   # (b, c, h, w) each
+        teacher_maps: Sequence[Sequence[Tensor] | None],  # of each teacher; None: not looked at this time
+        *draws: torch.Generator,                          # for terms that draw
+    ) -> Tensor:                                          # scalar
+        pairs = zip(self.each, teacher_maps, strict=True)
+        return torch.stack([term(student_maps, maps, *draws) for term, maps in pairs if maps is not None]).mean()
+
+# %% ../nbs/48_losses.ipynb #89abc017
 def _inputs(name: str, term: Any, batch: Mapping[str, Any], seed: int, step: int) -> tuple[Any, ...]:
     "What one term is called with; a term that looks at further images does so now, at the caller's precision."
     wanted = KINDS[term.needs][0]
@@ -114,19 +143,19 @@ class DistillLoss(nn.Module):
     def __init__(
         self,
         spec: str,                                                         # such as `0.5*DS+0.5*TS+10*SA`
-        student_shapes: Mapping[str, tuple[int, int, int]] | None = None,  # tap to (c, h, w), from `tap_shapes`
-        teacher_shapes: Mapping[str, tuple[int, int, int]] | None = None,  # the same of the teacher, paired by position
+        student_shapes: Shapes | None = None,                              # tap to (c, h, w), from `tap_shapes`
+        teacher_shapes: Shapes | Sequence[Shapes] | None = None,           # of the teacher, or of each of several
         *,
         seed: int = 0,                                                     # of adapters, masks and every other draw
     ):
         super().__init__()
         check_spec(spec)
         self.spec, self.seed = parse_spec(spec), seed
-        student, teacher = list((student_shapes or {}).items()), list((teacher_shapes or {}).items())
-        _check_shapes(spec, self.spec, student, teacher)
-        channels = {"student_channels": [s[0] for _, s in student], "teacher_channels": [s[0] for _, s in teacher]}
+        each = teacher_shapes if isinstance(teacher_shapes, Sequence) else [teacher_shapes or {}]
+        student, teachers = list((student_shapes or {}).items()), [list(shapes.items()) for shapes in each]
+        _check_shapes(spec, self.spec, student, teachers)
         self.weights = {term.name: term.weight for term in self.spec}
-        self.terms = nn.ModuleDict({term.name: _make(term, seed, **channels) for term in self.spec})
+        self.terms = nn.ModuleDict({term.name: _make_each(term, seed, student, teachers) for term in self.spec})
 
     @staticmethod
     def needs_of(
@@ -219,11 +248,15 @@ def _check_options(spec: str, term: Spec) -> None:
         raise FakdError(f"loss {spec}: {term.name}, {fault}") from None
 
 # %% ../nbs/48_losses.ipynb #4d3e9d51
-def _check_shapes(spec: str, terms: Sequence[Spec], student: list[Any], teacher: list[Any]) -> None:
-    "Every fault of the taps: none, too few, unpaired, unequal in size."
+def _check_shapes(spec: str, terms: Sequence[Spec], student: list[Any], teachers: list[list[Any]]) -> None:
+    "Every fault of the taps of any teacher."
     users = [t.name for t in terms if "maps" in KINDS[str(_make(t).needs)][1]]
-    if not users:
-        return
+    for teacher in teachers if users else []:
+        _check_pairs(spec, users, student, teacher)
+
+
+def _check_pairs(spec: str, users: list[str], student: list[Any], teacher: list[Any]) -> None:
+    "Every fault of the taps: none, too few, unpaired, unequal in size."
     if not student or not teacher:
         raise FakdError(f"loss {spec}: {', '.join(users)} needs taps; give some, such as [1, 2, 3].")
     if len(student) != len(teacher):

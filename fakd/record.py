@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .core import FakdError, atomic_write, root
 
 # %% auto #0
-__all__ = ['METHODS', 'Row', 'summarise', 'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run',
-           'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
+__all__ = ['METHODS', 'Row', 'known_methods', 'summarise', 'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now',
+           'Run', 'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
 METHODS = ("bicubic", "teacher", "plain", "distilled")
@@ -39,7 +39,8 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str = Field(description="bicubic, teacher, plain (student without a teacher), distilled")
+    method: str = Field(description="bicubic, teacher, plain (student without a teacher), distilled; of several "
+                        "teachers each one (teacher 1, teacher 2), and the mean of their images as teacher")
     set: str = Field(description="name of the evaluation set")
     image: str = Field(description="name of the image in its set")
     scale: int = Field(description="upscaling factor")
@@ -61,6 +62,17 @@ class Row(BaseModel):
         bad = [f"{k} is {v}" for k, v in (("psnr_y", psnr_y), ("ssim_y", ssim_y)) if not math.isfinite(v)]
         return cls(method=method, set=set_name, image=image, scale=scale, note=", ".join(bad),
                    psnr_y=psnr_y if math.isfinite(psnr_y) else None, ssim_y=ssim_y if math.isfinite(ssim_y) else None)
+
+# %% ../nbs/05_record.ipynb #9378fb22
+def known_methods(
+    names: Iterable[str],  # of rows or networks, in any order
+) -> list[str]:            # bicubic, teachers, plain, distilled; names of other kinds are left out
+    "The methods among some names, as tables show them."
+    order = {name: METHODS.index(name.rstrip("0123456789 ")) for name in names if _METHOD.fullmatch(name)}
+    return sorted(order, key=lambda name: (order[name], int(name.partition(" ")[2] or 10**6)))
+
+
+_METHOD = re.compile(rf"{'|'.join(METHODS)}|teacher \d+")
 
 # %% ../nbs/05_record.ipynb #4255fd01
 def summarise(
@@ -121,7 +133,8 @@ class Record(BaseModel):
     environment: dict[str, Any] = Field(description="python, machine, versions, git commit")
     code_digest: str
     data: list[DataUse]
-    teacher: dict[str, Any] | None = Field(description="network, sizes, params, macs, taps, source, tensor digest")
+    teacher: dict[str, Any] | None = Field(description="network, sizes, params, macs, taps, source, tensor digest; "
+                                           "of several teachers each one in `nets`, and all together")
     student: dict[str, Any] = Field(description="the same of the student, or of the network of a teacher run")
     rows: list[Row]
     summary: dict[str, dict[str, dict[str, float | int | None]]] = Field(description="means by method and set")
@@ -211,7 +224,10 @@ class Run:
         while True:
             run = cls(base / (run_id if number == 1 else f"{run_id}-{number}"))
             if not run.dir.exists() or (resume and not run.finished):
-                run.dir.mkdir(parents=True, exist_ok=True)
+                try:
+                    run.dir.mkdir(parents=True, exist_ok=True)
+                except OSError as fault:
+                    raise FakdError(f"{base}: no folder for runs ({fault.strerror}). Give another out_dir.") from None
                 return run
             number += 1
 
@@ -275,7 +291,7 @@ def find_runs(
 # %% ../nbs/05_record.ipynb #b2c6374a
 def artefacts(
     run: Run,  # the run
-    patterns: Sequence[str] = ("weights/*", "history.csv", "figures/*", "snapshots/**/*"),
+    patterns: Sequence[str] = ("weights/*", "history.csv", "snapshots/**/*"),
 ) -> list[Artefact]:  # sorted by path
     "The run's files with size and checksum; pages and notebook are made from the record and not listed."
     files = sorted({p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()})

@@ -29,8 +29,9 @@ from PIL import Image
 
 from .affinity_views import AffinityRows, distance_table, progress_view, query_panels, read_affinity
 from .core import FakdError, atomic_write, static
+from .figure_files import write_figures
 from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, name_of, result_table, scenes, signed
-from .record import METHODS, Record, Row, Run, find_runs, read_history
+from .record import METHODS, Record, Row, Run, find_runs, known_methods, read_history
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'read_images',
@@ -76,10 +77,11 @@ def _distilled_words(record: Record, name: str, images: str) -> list[str]:
     trained = bicubic is None or mine > bicubic
     said = _gain_words(gains(record.rows, name), trained)
     said[0] = f"On {name} ({images}) the distilled student reaches {fixed(mine)} dB" + said[0]
+    who = "The mean of the teachers\u2019 images" if (record.teacher or {}).get("nets") else "The teacher"
     if teacher is not None and teacher > mine:
-        said.append(f"The teacher has {fixed(teacher)} dB.")
+        said.append(f"{who} has {fixed(teacher)} dB.")
     elif teacher is not None:
-        said.append(f"The teacher, at {fixed(teacher)} dB, is no better than its student.")
+        said.append(f"{who}, at {fixed(teacher)} dB, is no better than its student.")
     if not trained:
         said.append(f"Bicubic interpolation alone has {fixed(bicubic)} dB: "
                     "the student has not been trained far enough to judge anything.")
@@ -305,7 +307,7 @@ def _every_image(record: Record) -> dict[str, Any]:
     tables = []
     for name in dict.fromkeys(r.set for r in record.rows):
         rows = {(r.image, r.method): r for r in record.rows if r.set == name}
-        methods = [m for m in METHODS if any(method == m for _, method in rows)]
+        methods = known_methods(method for _, method in rows)
         gain = gains(record.rows, name)
         lines = [(image, [_score(rows.get((image, m))) for m in methods], signed(gain.get(image)))
                  for image in dict.fromkeys(image for image, _ in rows)]
@@ -391,7 +393,7 @@ def _affinity(run: Run, record: Record) -> dict[str, Any]:
     label = "Distance of the students' affinity to the teacher's against the step"
     progress = [inline_svg(fig, "progress", label) for fig in progress_view(run)]
     return {"explorer": explorer, "affinity": {
-        "progress": progress,
+        "progress": progress, "several": bool((record.teacher or {}).get("nets")),
         "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],
         "heads": [name_of(record, m) for m in far], "queries": len(rows.queries),
         "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}
@@ -423,7 +425,9 @@ def _count(value: float) -> str:
 
 def _networks(record: Record) -> dict[str, Any] | None:
     "What is known of teacher and student, a column each."
-    both = {"Teacher": record.teacher, "Student" if record.kind == "distill" else "Network": record.student}
+    several = dict((record.teacher or {}).get("nets") or {"teacher": record.teacher})
+    both = {name.capitalize(): net for name, net in several.items()}
+    both["Student" if record.kind == "distill" else "Network"] = record.student
     both = record.student.get("nets") or both  # an evaluation has any number of networks
     nets = {title: net for title, net in both.items() if net}
 
@@ -483,11 +487,13 @@ def write_rows(
 def run_page(
     run: Run,  # with a record
 ) -> Path:     # of report.html
-    "Write the page of a run, and its scores as CSV, into the run's folder."
+    "Write the page of a run, its scores as CSV, and its figures for papers, into the run's folder."
     record = run.record
     compared = [_comparison(scene, record) for scene in scenes(run)[:MOST_IMAGES]]
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
              "comparisons": compared, **_affinity(run, record), **page_origin(record)}
+    pdfs = write_figures(run)
+    parts["figures"] = [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in pdfs]
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 

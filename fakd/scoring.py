@@ -11,21 +11,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import torch
+from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net, latency, peak_memory
 from .config import EvaluateConfig, find_weights
-from .core import FakdError, code_digest, digest, find_path, root, set_threads
-from .evaluate import bicubic_rows, evaluate
+from .core import FakdError, code_digest, digest, find_path, root, set_threads, write_image
+from .degrade import imresize
+from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import load_any
+from .metrics import perceptual_measures
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
 from .weights import net_digest
 
 # %% auto #0
-__all__ = ['Way', 'net_names', 'Evaluation', 'prepare_evaluation', 'set_label', 'measure_scores', 'measure_costs',
-           'finish_evaluation', 'evaluate_weights']
+__all__ = ['KEPT_IMAGES', 'KEPT_NETS', 'Way', 'net_names', 'Evaluation', 'prepare_evaluation', 'set_label', 'measure_scores',
+           'measure_costs', 'measure_perception', 'finish_evaluation', 'evaluate_weights']
 
 # %% ../nbs/64_scoring.ipynb #35e30510
 class Way(NamedTuple):
@@ -34,11 +38,13 @@ class Way(NamedTuple):
     net: str                # name of the network
     precision: str = ""     # "" for the first precision asked for
     ensemble: bool = False  # the mean over eight views
+    tile: int = 0           # side of tiles in LR pixels, 0: whole images
 
     @property
     def method(self) -> str:
-        "The name of the row: `rcan`, `rcan+` (self-ensemble), `rcan, bf16`."
-        return self.net + "+" * self.ensemble + (f", {self.precision}" if self.precision else "")
+        "The name of the row: `rcan`, `rcan+` (self-ensemble), `rcan, bf16`, `rcan, tiles of 256`."
+        tiles = f", tiles of {self.tile}" if self.tile else ""
+        return self.net + "+" * self.ensemble + (f", {self.precision}" if self.precision else "") + tiles
 
 
 def net_names(
@@ -69,6 +75,7 @@ class Evaluation:
     sets: list[ImageSet]
     data: list[DataUse]
     rows: list[Row] = field(default_factory=list)
+    perception: list[dict[str, Any]] = field(default_factory=list)  # method, set, image, scale and each measure
 
     @property
     def scales(self) -> list[int]:
@@ -79,7 +86,8 @@ class Evaluation:
     def ways(self) -> list[Way]:
         "Every way in which the networks are used, those of a network side by side."
         first, *others = self.config.precision.split("+")
-        kinds = [("", False), *((p, False) for p in others), *([("", True)] if self.config.ensemble else [])]
+        kinds: list[tuple[Any, ...]] = [(), *((precision,) for precision in others)]
+        kinds += [("", True)] * self.config.ensemble + [("", False, self.config.tile)] * (self.config.tile is not None)
         return [Way(name, *kind) for name in self.nets for kind in kinds]
 
     def __repr__(self) -> str:
@@ -119,6 +127,7 @@ def prepare_evaluation(
     whole = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}, "code": code,
         "data": [use.digest for use in data], "nets": {name: net["digest"] for name, net in about.items()},
+        "backbones": [find_path(path) for path in cfg.backbone_files],
     })
     first, *others = about
     words = f"{Path(first).name}-and-{len(others)}" if others else Path(first).name
@@ -145,6 +154,40 @@ def set_label(
     "A set's name in means and data: with its scale, where there are several."
     return name if len(scales) == 1 else f"{name}, x{scale}"
 
+# %% ../nbs/64_scoring.ipynb #19d3e2f2
+KEPT_IMAGES, KEPT_NETS = 8, 6  # at most: as many as a page can show
+
+
+def _keep_images(
+    evaluation: Evaluation,  # with rows
+) -> None:
+    "Save some images as snapshots/images/x4/SET--IMAGE/METHOD.png."
+    scales, device = evaluation.scales, evaluation.config.device
+    for scale in scales:
+        for images in evaluation.sets[: max(1, KEPT_IMAGES // len(scales))]:
+            rows = [r for r in evaluation.rows if (r.scale, r.set) == (scale, images.name)]
+            names, image = _worth_seeing(rows, list(evaluation.nets))
+            pair = next(p for p in images.pairs(scale) if p.name == image)
+            shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, scale)}
+            shown |= {name: super_resolve(evaluation.nets[name], pair.lr_img, device) for name in names}
+            for name, img in shown.items():
+                folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / f"{images.name}--{image}"
+                write_image(folder / f"{quote(name, safe='')}.png", img)
+
+
+def _worth_seeing(
+    rows: Sequence[Row],   # of one set and scale
+    names: Sequence[str],  # of networks
+) -> tuple[list[str], str]:  # the best networks, in the order given, and an image
+    "The best networks on a set, and the image on which one of them gains most over bicubic."
+    score = {(r.method, r.image): r.psnr_y for r in rows if r.psnr_y is not None}
+    measured = [name for name in names if any(method == name for method, _ in score)]
+    total = {name: sum(psnr for (method, _), psnr in score.items() if method == name) for name in measured}
+    best = sorted(measured, key=lambda name: -total[name])[:KEPT_NETS]
+    gain = {image: max(score.get((name, image), 0.0) for name in best) - base
+            for (method, image), base in score.items() if method == "bicubic" and best}
+    return [n for n in measured if n in best], max(gain, key=lambda image: gain[image], default=rows[0].image)
+
 # %% ../nbs/64_scoring.ipynb #f50eb6aa
 def measure_scores(
     evaluation: Evaluation,  # prepared
@@ -158,8 +201,11 @@ def measure_scores(
         ways = [way for way in evaluation.ways if evaluation.nets[way.net].scale == scale]
         for kind in dict.fromkeys(way[1:] for way in ways):
             nets = {way.method: evaluation.nets[way.net] for way in ways if way[1:] == kind}
-            rows += evaluate(nets, evaluation.sets, scale, cfg.device, kind[0] or first, progress, ensemble=kind[1])
+            precision, ensemble, tile = kind
+            rows += evaluate(nets, evaluation.sets, scale, cfg.device, precision or first, progress, ensemble,
+                             tile=tile or None)
     evaluation.rows = rows
+    _keep_images(evaluation)
     return rows
 
 
@@ -180,6 +226,27 @@ def measure_costs(
         evaluation.about[name] |= costs[name]
     return costs
 
+# %% ../nbs/64_scoring.ipynb #14e51a9b
+def measure_perception(
+    evaluation: Evaluation,  # prepared
+    progress: bool = True,   # show a bar
+) -> list[dict[str, Any]]:   # method, set, image, scale and each measure; empty without backbones
+    "LPIPS and DISTS of bicubic and of each network on every image."
+    cfg, found = evaluation.config, []
+    measures = perceptual_measures(cfg.backbone_files)
+    for scale in evaluation.scales if measures else []:
+        makers: dict[str, Any] = {"bicubic": partial(imresize, factor=scale)}
+        makers |= {name: partial(super_resolve, net, device=cfg.device)
+                   for name, net in evaluation.nets.items() if net.scale == scale}
+        for images in evaluation.sets:
+            for pair in tqdm(images.pairs(scale), desc=f"perception, {images.name}", disable=not progress, leave=False):
+                for method, make in makers.items():
+                    sr_img = make(pair.lr_img)
+                    scores = {name: measure(sr_img, pair.hr_img) for name, measure in measures.items()}
+                    found.append({"method": method, "set": images.name, "image": pair.name, "scale": scale, **scores})
+    evaluation.perception = found
+    return found
+
 # %% ../nbs/64_scoring.ipynb #4195c892
 def finish_evaluation(
     evaluation: Evaluation,  # after `measure_scores`
@@ -198,7 +265,8 @@ def finish_evaluation(
         digest=evaluation.digest, given=evaluation.given,
         resolved={**evaluation.config.model_dump(), "scale": ", ".join(map(str, evaluation.scales))},
         environment=environment(), code_digest=evaluation.code, data=evaluation.data, teacher=None,
-        student={**({} if others else alone), "nets": evaluation.about, "ways": ways},
+        student={**({} if others else alone), "nets": evaluation.about, "ways": ways,
+                 **({"perception": evaluation.perception} if evaluation.perception else {})},
         rows=evaluation.rows, summary=means, history={}, artefacts=artefacts(evaluation.run),
     )
     write_record(evaluation.run, record)
@@ -211,5 +279,6 @@ def evaluate_weights(
     "A whole evaluation without a notebook."
     evaluation = prepare_evaluation(EvaluateConfig(**parameters))
     measure_scores(evaluation)
+    measure_perception(evaluation)
     measure_costs(evaluation)
     return finish_evaluation(evaluation)

@@ -5,16 +5,20 @@
 # %% ../nbs/54_teacher.ipynb #0e8cb586
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .affinity import widen
+from .core import FakdError, pick, torch_rng
+from .foreign import as_net, spec_of
 from .losses_image import features_of
 from .taps import Taps
 
 # %% auto #0
-__all__ = ['Teacher']
+__all__ = ['DRAWS', 'Teacher', 'Ensemble', 'members', 'Teachers']
 
 # %% ../nbs/54_teacher.ipynb #17fff1db
 class Teacher:
@@ -22,10 +26,18 @@ class Teacher:
 
     def __init__(
         self,
-        net: nn.Module,                  # takes and gives 0..255
+        net: nn.Module,                  # from LR to SR images; put in evaluation mode and frozen
         taps: Sequence[int | str] = (),  # see `resolve_taps`
+        value_range: int = 255,          # of the network's images: 255 (0..255) or 1 (0..1)
     ):
-        self.net, self.taps = net.eval().requires_grad_(False), list(taps)
+        self.net, self.taps = as_net(net, value_range).eval().requires_grad_(False), list(taps)
+
+    def at(
+        self,
+        step: int,  # of the optimiser
+    ) -> Teacher:
+        "Who teaches at this step: always the same."
+        return self
 
     @torch.no_grad()
     def __call__(
@@ -42,3 +54,73 @@ class Teacher:
     ) -> list[Tensor]:     # a map (b, c, h, w) for each tap
         "The maps of any images, with a gradient to the images; what comes after the last tap is not computed."
         return features_of(self.net, self.taps)(imgs)
+
+# %% ../nbs/54_teacher.ipynb #b3314906
+class Ensemble(nn.Module):
+    "Several networks as one: the mean of their images."
+
+    def __init__(
+        self,
+        nets: Sequence[nn.Module],  # of one scale, 0..255 in and out
+    ):
+        super().__init__()
+        scales = [net.scale for net in nets]
+        if len(set(scales)) != 1:
+            raise FakdError(f"teachers of the scales {', '.join(map(str, scales))}: they must have one scale.")
+        self.nets, self.scale = nn.ModuleList(nets), scales[0]
+        self.spec, self.assumptions = " + ".join(map(spec_of, nets)), list[str]()
+
+    def forward(self, lr_imgs: Tensor) -> Tensor:
+        return torch.stack([widen(net(lr_imgs)) for net in self.nets]).mean(0)
+
+
+def members(
+    net: nn.Module | None,  # a teacher, an ensemble, or none
+) -> list[nn.Module]:
+    "The networks that teach."
+    return list(net.nets) if isinstance(net, Ensemble) else [] if net is None else [net]
+
+# %% ../nbs/54_teacher.ipynb #6a4c62b9
+DRAWS = ("random", "mean")
+
+
+class Teachers:
+    "Several teachers in one: called like a `Teacher`, it gives one image, and the maps of each."
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],  # of one scale
+        draw: str = "random",         # random: one for each batch; mean: all
+        seed: int = 0,                # of the draws
+    ):
+        self.teachers, self.draw, self.seed = list(teachers), pick(draw, DRAWS, "draw"), seed
+        self.net = Ensemble([t.net for t in teachers])
+        self.chosen = list(range(len(self.teachers)))
+
+    def at(
+        self,
+        step: int,  # of the optimiser
+    ) -> Teachers:
+        "Who teaches at this step."
+        now = copy.copy(self)
+        if self.draw == "random":
+            rng = torch_rng(self.seed, "teacher", step)
+            now.chosen = [int(torch.randint(len(self.teachers), (), generator=rng))]
+        return now
+
+    def __call__(
+        self,
+        lr_imgs: Tensor,                             # (b, 3, h, w), 0..255
+    ) -> tuple[Tensor, list[list[Tensor] | None]]:   # mean SR image, and each one's maps; None: not looked at
+        "Look once at every teacher of this step."
+        looks = {i: self.teachers[i](lr_imgs) for i in self.chosen}
+        mean = torch.stack([sr_imgs for sr_imgs, _ in looks.values()]).mean(0)
+        return mean, [looks[i][1] if i in looks else None for i in range(len(self.teachers))]
+
+    def features(
+        self,
+        imgs: Tensor,      # (b, 3, h, w), 0..255, of any size
+    ) -> list[Tensor]:     # a map for each tap: the channels of this step's teachers side by side
+        "The maps of any images, with a gradient to the images."
+        found = [self.teachers[i].features(imgs) for i in self.chosen]
+        return [torch.cat(maps, 1) for maps in zip(*found, strict=True)]

@@ -5,6 +5,7 @@
 # %% ../nbs/65_train.ipynb #7e2a7310
 from __future__ import annotations
 
+import copy
 import csv
 import html
 import itertools
@@ -15,29 +16,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from scipy import ndimage
 from torch import nn
 
 from .affinity import affinity_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
-from .config import DistillConfig, TeacherConfig, run_name
+from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
+from .foreign import Foreign, as_net, load_any, spec_of
 from .losses import DistillLoss, loss_memory
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
-from .taps import Taps, resolve_taps, tap_shapes
-from .teacher import Teacher
+from .taps import Taps, named_taps, resolve_taps, suggest_taps, tap_shapes
+from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'fit', 'Fitted', 'held_out_psnr', 'score',
-           'query_pixels', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'fit', 'Fitted',
+           'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -54,8 +57,9 @@ class Setup:
     sets: list[ImageSet]                                      # evaluation sets
     data: list[DataUse]                                       # what the record says of both
     held_out: list[ImagePair]                                 # small crops for the PSNR curve
-    teacher: nn.Module | None                                 # frozen, or None
-    taps: list[tuple[str, str]]                               # student tap, teacher tap
+    teacher: nn.Module | None                                 # frozen, an `Ensemble` of several, or None
+    taps: list[tuple[str, ...]]                               # student tap, tap of each teacher
+    student: nn.Module | None = None                          # a student given as a module, before training
     nets: dict[str, nn.Module] = field(default_factory=dict)  # trained, by method
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     resumed: dict[str, list[int]] = field(default_factory=dict)  # steps at which a method was continued
@@ -70,13 +74,18 @@ class Setup:
         "The network to be trained, always with the same initial weights."
         cfg = self.config
         text = cfg.net if isinstance(cfg, TeacherConfig) else cfg.student
-        if Path(text).suffix:
+        if self.student is not None:
+            return copy.deepcopy(self.student).train()
+        if names_weights(text):
             return load_net(find_path(text)).train()
         net = make_net(text, cfg.scale, seed=cfg.seed)
         return warm_start(net, cfg.init) if isinstance(cfg, TeacherConfig) and cfg.init else net
 
     def __repr__(self) -> str:
-        return f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
+        text = f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
+        pairs, memory = loss_needs(self)
+        text += "".join("\n" + " = ".join(f"{name} {shape}" for name, shape in pair) for pair in pairs)
+        return f"{text}\n{self.config.loss} needs at most {memory / 2**20:,.0f} MB beside the networks"
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         "LR and HR patches of the first step, as the student will see them."
@@ -98,23 +107,47 @@ def setup_tables(
     setup: Setup,  # from `prepare`
 ) -> str:          # HTML
     "What is about to be trained: networks, pairs of taps with their shapes, the loss's memory, images."
-    cfg, student = setup.config, setup.new_student()
-    about = [("student" if setup.teacher is not None else "network", describe_net(student), net_spec(student))]
-    parts = []
-    if setup.teacher is not None:
-        about.append(("teacher", describe_net(setup.teacher), net_spec(setup.teacher)))
-    nets = [(role, spec, f"{d['params']:,}", f"{d['macs'] / 1e9:.2f} G") for role, d, spec in about]
-    parts.append(_table(["", "network", "parameters", "multiply-adds at 48x48"], nets))
-    if setup.taps and setup.teacher is not None:
-        ours, theirs = (tap_shapes(net, [pair[i] for pair in setup.taps], cfg.patch_px)
-                        for i, net in enumerate((student, setup.teacher)))
-        pairs = zip(ours.items(), theirs.items(), strict=True)
-        parts.append(_table(["student tap", "shape", "teacher tap", "shape"], [(*a, *b) for a, b in pairs]))
-        wider = max(ours, theirs, key=lambda shapes: sum(c for c, _, _ in shapes.values()))
-        memory = loss_memory(cfg.loss, wider, cfg.batch_size // cfg.accumulate, cfg.scale * cfg.patch_px)
-        parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
+    cfg, teachers = setup.config, _teachers(setup)
+    nets = {"student" if teachers else "network": setup.new_student(), **teachers}
+    lines = [(role, spec_of(net), f"{d['params']:,}", f"{d['macs'] / 1e9:.2f} G")
+             for role, net in nets.items() for d in [describe_net(net)]]
+    parts = [_table(["", "network", "parameters", "multiply-adds at 48x48"], lines)]
+    pairs, memory = loss_needs(setup)
+    if pairs:
+        heads = [head for role in nets for head in (f"{role} tap", "shape")]
+        parts.append(_table(heads, [list(itertools.chain(*pair)) for pair in pairs]))
+    if len(teachers) > 1:
+        way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
+        parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
+    parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
     parts.append(_table(["images", "count", "role"], [(d.name, d.count, d.role) for d in setup.data]))
     return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
+
+# %% ../nbs/65_train.ipynb #27444cb6
+def _teachers(setup: Setup) -> dict[str, nn.Module]:
+    "The networks that teach, by method: `teacher`, or `teacher 1`, `teacher 2`, ..."
+    nets = members(setup.teacher)
+    return {"teacher" if len(nets) == 1 else f"teacher {i}": net for i, net in enumerate(nets, 1)}
+
+
+def _pair_shapes(setup: Setup, student: nn.Module) -> list[dict[str, tuple[int, int, int]]]:
+    "Shapes of the maps at the taps: of the student, then of each teacher."
+    nets = [student, *members(setup.teacher)]
+    return [tap_shapes(net, [pair[i] for pair in setup.taps], setup.config.patch_px) for i, net in enumerate(nets)]
+
+
+def loss_needs(
+    setup: Setup,                                    # from `prepare`
+) -> tuple[list[tuple[tuple[str, Any], ...]], int]:  # (tap, shape) of student and teachers for each pair; bytes at most
+    "What the loss looks at, and the memory that its terms take beside the networks."
+    cfg = setup.config
+    ours, *theirs = _pair_shapes(setup, setup.new_student()) if setup.taps else [{}, {}]
+    wider = [[max(a, b) for a, b in zip(ours.values(), t.values(), strict=True)] for t in theirs]
+    mean = getattr(cfg, "teacher_draw", "") == "mean"  # then all teachers' terms are held at once
+    at_once = [list(itertools.chain(*wider))] if mean else wider
+    parts = cfg.batch_size // cfg.accumulate, cfg.scale * cfg.patch_px
+    memory = max(loss_memory(cfg.loss, {str(i): s for i, s in enumerate(shapes)}, *parts) for shapes in at_once)
+    return list(zip(ours.items(), *(t.items() for t in theirs), strict=True)), memory
 
 # %% ../nbs/65_train.ipynb #2af32a1f
 def warm_start(
@@ -136,15 +169,88 @@ def warm_start(
     return net
 
 # %% ../nbs/65_train.ipynb #198ac864
+def _side(net: nn.Module, tap: int | str) -> int | str:
+    "A number beside `=` is a position, in networks that name places."
+    return int(tap) if isinstance(tap, str) and tap.isdigit() and named_taps(net) else tap
+
+
 def tap_pairs(
     student: nn.Module,         # its taps
-    teacher: nn.Module,         # and those of this
-    taps: Sequence[int | str],  # positions, names, or student=teacher
-) -> list[tuple[str, str]]:     # student tap, teacher tap
-    "Resolve the taps of both networks, paired by position."
+    teacher: nn.Module,         # and those of this, or of each network of an `Ensemble`
+    taps: Sequence[int | str],  # positions, names, student=teacher, or student=teacher+teacher+...
+) -> list[tuple[str, ...]]:     # student tap, tap of each teacher
+    "Resolve the taps of all networks, paired by position."
     halves = [t.split("=", 1) if isinstance(t, str) and "=" in t else [t, t] for t in taps]
-    ours, theirs = resolve_taps(student, [a for a, _ in halves]), resolve_taps(teacher, [b for _, b in halves])
-    return list(zip(ours, theirs, strict=True))
+    nets = members(teacher)
+    rows = [[theirs] if isinstance(theirs, int) else str(theirs).split("+") for _, theirs in halves]
+    for tap, row in zip(taps, rows, strict=True):
+        if len(row) not in (1, len(nets)):
+            raise FakdError(f"tap {tap}: {len(row)} places for {len(nets)} teachers; give one for all or one for each.")
+    places = [resolve_taps(student, [_side(student, ours) for ours, _ in halves])]
+    places += [resolve_taps(net, [_side(net, row[i % len(row)]) for row in rows]) for i, net in enumerate(nets)]
+    return list(zip(*places, strict=True))
+
+# %% ../nbs/65_train.ipynb #61d69fde
+def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None) -> Any:
+    "The config, with names for what was given as Python objects."
+    named = {}
+    if teachers:
+        named["teacher"] = "+".join(f"{MODULE}{spec_of(t.net)}" for t in teachers)
+    if student is not None:
+        named["student"] = f"{MODULE}{spec_of(as_net(student))}"
+    return config.model_copy(update=named)
+
+
+def _listed(teacher: Any) -> list[Teacher]:
+    "None, one or several teachers, each a `Teacher` or a module."
+    several = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+    if not all(isinstance(t, (Teacher, nn.Module)) for t in several):
+        kinds = ", ".join(type(t).__name__ for t in several)
+        raise FakdError(f"teacher: expected a Teacher, an nn.Module or a list of them, got {kinds}. "
+                        "Files are named in the config.")
+    return [t if isinstance(t, Teacher) else Teacher(t) for t in several]
+
+
+def _find_teachers(cfg: Any, at_hand: Sequence[Teacher]) -> tuple[nn.Module, list[list[int | str]]]:
+    "The network that teaches, or the ensemble, and the taps that were given with each."
+    if not at_hand and cfg.teacher.startswith(MODULE):
+        raise FakdError(f"teacher {cfg.teacher}: it was a Python object. Give it again: prepare(config, teacher=...).")
+    found = at_hand or [Teacher(load_any(find_path(text))) for text in split_teachers(cfg.teacher)]
+    for t in found:
+        if t.net.scale != cfg.scale:
+            raise FakdError(f"teacher {spec_of(t.net)} is for scale {t.net.scale}, the run for scale {cfg.scale}.")
+    nets = [t.net for t in found]
+    return nets[0] if len(nets) == 1 else Ensemble(nets), [t.taps for t in found]
+
+# %% ../nbs/65_train.ipynb #88579149
+def _choose_taps(setup: Setup, student: nn.Module, own: list[list[int | str]]) -> None:
+    "The config's taps; those that came with teachers; or, if nobody asked for any and the preset's do not fit, others."
+    cfg = setup.config
+    taps = list(cfg.taps or [])
+    if taps and any(own):
+        if any(len(theirs) != len(taps) for theirs in own):
+            raise FakdError(f"{len(taps)} taps of the student ({', '.join(map(str, taps))}), but the teachers have "
+                            f"{' and '.join(str(len(theirs)) for theirs in own)}; they are paired by position.")
+        sides = [str(tap).partition("=")[0] for tap in taps]
+        taps = [f"{ours}={'+'.join(map(str, theirs))}" for ours, *theirs in zip(sides, *own, strict=True)]
+    elif taps and cfg._origin.get("taps") != "given":
+        try:
+            tap_pairs(student, setup.teacher, taps)  # type: ignore[arg-type]
+        except FakdError:
+            taps = _suggested(student, members(setup.teacher), len(taps), cfg.patch_px)
+    setup.taps = tap_pairs(student, setup.teacher, taps)  # type: ignore[arg-type]
+    if taps != cfg.taps:
+        setup.config = cfg._completed({"taps": taps}, {})
+        setup.config._origin["taps"] = "chosen"
+
+
+def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_px: int) -> list[int | str]:
+    "Taps that match in all networks."
+    pairs = [suggest_taps(net, student, n, patch_px) for net in teachers]
+    if len({tuple(p.student) for p in pairs}) > 1:
+        raise FakdError("no places of the student match all teachers; give taps as student=teacher+teacher.")
+    places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
+    return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
 # %% ../nbs/65_train.ipynb #92ab462f
 def middles(
@@ -165,12 +271,15 @@ def middles(
 
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
-    config: DistillConfig | TeacherConfig,  # as given
+    config: DistillConfig | TeacherConfig,                         # as given
+    teacher: Teacher | nn.Module | Sequence[Any] | None = None,    # instead of the config's: at hand, one or several
+    student: nn.Module | None = None,                              # the same of the student; it is copied, not changed
 ) -> Setup:
     "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
     set_threads()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
-    cfg: Any = config.resolve()
+    teachers = _listed(teacher)
+    cfg: Any = _at_hand(config, teachers, student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
     sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
     images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
@@ -179,17 +288,17 @@ def prepare(
     data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
-    student = setup.new_student()
+    setup.student = as_net(student) if student is not None else None
+    fresh = setup.new_student()
     if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
-        setup.teacher = load_net(find_path(cfg.teacher)).requires_grad_(False)
-        if setup.teacher.scale != cfg.scale:
-            raise FakdError(f"teacher {cfg.teacher} is for scale {setup.teacher.scale}, the run for scale {cfg.scale}.")
-        setup.taps = tap_pairs(student, setup.teacher, cfg.taps or [])
-    _make_loss(setup, student)  # refuses terms that do not fit the taps
+        setup.teacher, own = _find_teachers(cfg, teachers)
+        _choose_taps(setup, fresh, own)
+        cfg = setup.config
+    _make_loss(setup, fresh)  # refuses terms that do not fit the taps
     setup.digest = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]},
-        "data": data[0].digest, "student": net_digest(student), "code": setup.code,
-        "teacher": net_digest(setup.teacher) if setup.teacher is not None else None,
+        "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
+        "teacher": [[spec_of(net), net_digest(net)] for net in members(setup.teacher)],
     })
     setup.run = _folder(setup)
     return setup
@@ -200,11 +309,15 @@ def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> Distill
     cfg = setup.config
     if setup.teacher is None or not distil:
         return DistillLoss(cfg.loss if setup.teacher is None else "DS", seed=cfg.seed)
-    shapes = [
-        tap_shapes(net, [pair[i] for pair in setup.taps], cfg.patch_px)
-        for i, net in enumerate((student, setup.teacher))
-    ]
-    return DistillLoss(cfg.loss, *shapes, seed=cfg.seed)
+    ours, *theirs = _pair_shapes(setup, student)
+    return DistillLoss(cfg.loss, ours, theirs, seed=cfg.seed)
+
+
+def _teaching(setup: Setup) -> Teacher | Teachers:
+    "Whom the trainer asks."
+    nets = members(setup.teacher)
+    each = [Teacher(net, [pair[i] for pair in setup.taps]) for i, net in enumerate(nets, 1)]
+    return each[0] if len(each) == 1 else Teachers(each, setup.config.teacher_draw, setup.config.seed)
 
 
 def _folder(setup: Setup) -> Run:
@@ -226,12 +339,11 @@ def fit(
     cfg, method = setup.config, _method(setup, distil)
     student = setup.new_student()
     loss = _make_loss(setup, student, distil)
-    looks_at = setup.teacher if loss.needs_teacher else None
-    teacher = Teacher(looks_at, [t for _, t in setup.taps]) if looks_at is not None else None
+    teacher = _teaching(setup) if loss.needs_teacher else None
     checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
     trainer = Trainer(
         student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
-        teacher, [s for s, _ in setup.taps] if loss.needs_maps else [], method,
+        teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
         watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
                   Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
                   Saver(checkpoint)],
@@ -249,11 +361,23 @@ def fit(
         raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
     origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
-    save_weights(trainer.net, path, half=method == "teacher", digest=setup.digest, **origin)
-    setup.nets[method] = load_net(path).requires_grad_(False)  # what is scored is what the file holds
+    setup.nets[method] = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
     return Fitted(method, setup.nets[method], setup.histories[method])
 
 # %% ../nbs/65_train.ipynb #6abf4735
+def _through_file(setup: Setup, net: nn.Module, path: Path, **origin: str) -> nn.Module:
+    "Save a trained network and read it again: what is scored is what the file holds."
+    if not isinstance(net, Foreign):
+        save_weights(net, path, half=origin["method"] == "teacher", **origin)
+        return load_net(path)
+    state = {k: v.detach().cpu().clone().contiguous() for k, v in net.model.state_dict().items()}
+    with atomic_write(path) as temporary:  # the module's own names
+        temporary.write_bytes(save(state, {"network": net.spec, "scale": str(net.scale), **origin}))
+    again = setup.new_student()
+    again.model.load_state_dict(read_state(path)[0])  # type: ignore[union-attr]
+    return again.eval()
+
+
 def _method(setup: Setup, distil: bool) -> str:
     "What a trained network is called in rows and files."
     return "teacher" if setup.kind == "teacher" else "distilled" if distil and setup.teacher is not None else "plain"
@@ -287,7 +411,8 @@ def score(
     "Per-image scores of every method on every evaluation set; keeps pictures and affinity maps for the page too."
     cfg = setup.config
     nets = ({"teacher": setup.teacher} if setup.teacher is not None else {}) | setup.nets
-    setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(nets, setup.sets, cfg.scale, device=cfg.device)]
+    every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
+    setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
     _keep_images(setup, nets)
     if setup.taps:
         _keep_affinity(setup, nets)
@@ -325,27 +450,29 @@ def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
-    "The watcher of the affinity, where the run compares taps with a teacher's."
-    if setup.teacher is None or not setup.taps:
+    "The watcher of the affinity, where the run compares taps with those of one teacher."
+    teachers = members(setup.teacher)
+    if len(teachers) != 1 or not setup.taps:
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
-    return [Snapshots(path, lr_img, queries[0], setup.teacher, setup.taps)]
+    return [Snapshots(path, lr_img, queries[0], teachers[0], [(ours, theirs) for ours, theirs in setup.taps])]
 
 
 def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     "Affinity rows of every network at every tap for a few query pixels of one held-out image."
     lr_img, queries = _looked_at(setup)
-    arrays: dict[str, Any] = {
-        "image": lr_img,
-        "queries": np.array(queries),
-        "taps": np.array([f"{t}={s}" for s, t in setup.taps]),
-    }
+    joined = [f"{' + '.join(theirs)}={ours}" for ours, *theirs in setup.taps]
+    arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
     for method, net in nets.items():
-        with torch.inference_mode(), Taps(net, [t if method == "teacher" else s for s, t in setup.taps]) as taps:
-            net(to_batch([lr_img], next(net.parameters()).device))
-            for i, maps in enumerate(taps.maps):
-                arrays[f"{method}/{i}"] = torch.cat([affinity_row(maps, y, x) for y, x in queries]).half().cpu().numpy()
+        looks = list(enumerate(members(net), 1)) if method == "teacher" else [(0, net)]
+        rows = []  # of several teachers: their mean
+        for side, one in looks:
+            with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
+                one(to_batch([lr_img], next(one.parameters()).device))
+                rows.append([torch.cat([affinity_row(maps, y, x) for y, x in queries]) for maps in taps.maps])
+        for i, of_tap in enumerate(zip(*rows, strict=True)):
+            arrays[f"{method}/{i}"] = torch.stack(of_tap).mean(0).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
@@ -371,10 +498,8 @@ def finish(
         environment=environment(),
         code_digest=setup.code,
         data=setup.data,
-        teacher=_about(setup.teacher, cfg.teacher, [t for _, t in setup.taps], cfg.patch_px)
-        if setup.teacher is not None
-        else None,
-        student=_about(student, "initialised from the seed", [s for s, _ in setup.taps], cfg.patch_px),
+        teacher=_about_teacher(setup),
+        student=_about(student, "initialised from the seed", [pair[0] for pair in setup.taps], cfg.patch_px),
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
@@ -401,12 +526,26 @@ def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> d
     "What the record says of a network."
     return {
         **describe_net(net),
-        "spec": net_spec(net),
+        "network": " + ".join(spec.split("(")[0] for spec in spec_of(net).split(" + ")),
+        "spec": spec_of(net),
         "source": source,
         "digest": net_digest(net),
         "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()},
         "assumptions": list(getattr(net, "assumptions", [])),
     }
+
+
+def _about_teacher(setup: Setup) -> dict[str, Any] | None:
+    "The teacher; of several each one, and all together."
+    if setup.teacher is None:
+        return None
+    cfg, nets = setup.config, _teachers(setup)
+    sources = split_teachers(cfg.teacher) if len(nets) > 1 else [cfg.teacher]
+    each = {method: _about(net, source, [pair[i] for pair in setup.taps], cfg.patch_px)
+            for i, ((method, net), source) in enumerate(zip(nets.items(), sources, strict=True), 1)}
+    if len(each) == 1:
+        return each["teacher"]
+    return {**_about(setup.teacher, cfg.teacher, [], cfg.patch_px), "draw": cfg.teacher_draw, "nets": each}
 
 
 def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -421,10 +560,15 @@ def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 # %% ../nbs/65_train.ipynb #565044b2
 def distill(
-    **parameters: Any,  # fields of DistillConfig
+    teacher: Any = None,              # as in the config; or at hand, see `prepare`
+    student: Any = "rcan",            # the same
+    **parameters: Any,                # further fields of DistillConfig
 ) -> Run:
     "A whole distillation run without a notebook."
-    setup = prepare(DistillConfig(**parameters))
+    nets: dict[str, Any] = {"teacher": teacher, "student": student}
+    texts: dict[str, Any] = {k: v for k, v in nets.items() if v is None or isinstance(v, str)}
+    at_hand = {k: v for k, v in nets.items() if k not in texts}
+    setup = prepare(DistillConfig(**texts, **parameters), **at_hand)
     if setup.config.compare and setup.teacher is not None:
         fit(setup, distil=False)
     fit(setup)

@@ -29,7 +29,7 @@ from .core import PRECISIONS, atomic_write, to_batch
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
 from .taps import Taps
-from .teacher import Teacher
+from .teacher import Teacher, Teachers
 
 # %% auto #0
 __all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'train_step', 'trainer_state', 'restore',
@@ -130,7 +130,7 @@ class Trainer:
         loss: DistillLoss,               # what it learns from
         patches: Patches,                # batch k is a function of (seed, k)
         config: Any,                     # a resolved TrainConfig
-        teacher: Teacher | None = None,  # if the loss needs one
+        teacher: Teacher | Teachers | None = None,  # if the loss needs one
         taps: Sequence[int | str] = (),  # of the student, paired with the teacher's
         method: str = "distilled",       # its name in history and record
         watchers: Sequence[Any] = (),    # with on_step(t), on_eval(t), on_end(t)
@@ -195,13 +195,14 @@ def train_step(
     t.optimiser.zero_grad(set_to_none=True)
     seen = torch.zeros(len(t.guard.names), device=t.device)
     parts = zip(lr_imgs.chunk(cfg.accumulate), hr_imgs.chunk(cfg.accumulate), strict=True)
+    teacher = t.teacher.at(t.step) if t.teacher else None  # with several, who teaches depends on the step
     for i, (lr_part, hr_part) in enumerate(parts):
         lr_part, hr_part = _to_device(lr_part, t.device), _to_device(hr_part, t.device)
         with torch.autocast(t.device.type, dtype, enabled=dtype != torch.float32), Taps(t.student, t.taps) as taps:
-            teacher_sr, teacher_maps = t.teacher(lr_part) if t.teacher else (None, [])
+            teacher_sr, teacher_maps = teacher(lr_part) if teacher else (None, [])
             total, terms = t.loss(  # in fp32
                 t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps, step=t.step * cfg.accumulate + i,
-                lr_imgs=lr_part, student=t.student, teacher=t.teacher, features=t.teacher and t.teacher.features,
+                lr_imgs=lr_part, student=t.student, teacher=teacher, features=teacher and teacher.features,
             )
         t.scaler.scale(total / cfg.accumulate).backward()  # the mean over the parts is the mean over the batch
         seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
@@ -393,10 +394,12 @@ class Snapshots:
         self.seen: list[tuple[int, list[float], list[np.ndarray]]] | None = None  # step, distances, rows
 
     def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
-        where = next(net.parameters())
-        with torch.inference_mode(), Taps(net, names) as taps:
+        where, was = next(net.parameters()), net.training
+        with torch.inference_mode(), Taps(net.eval(), names) as taps:  # to look must not change what a network keeps
             net(self.lr_imgs.to(where.device))
-            return [maps.float() for maps in taps.maps]
+            found = [maps.float() for maps in taps.maps]
+        net.train(was)
+        return found
 
     def _row(self, maps: Tensor) -> np.ndarray:
         return affinity_row(maps, *self.query)[0].half().cpu().numpy()

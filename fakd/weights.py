@@ -56,7 +56,7 @@ def read_state(
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as fault:
-        why = str(fault).strip().split("\n")[0] or type(fault).__name__
+        why = str(fault).strip().split("\n")[0].split(". ")[0] or type(fault).__name__  # the rest is advice to trust it
         raise FakdError(f"{path}: not a readable weights file, or one that would run code ({why}).") from None
     state, notes = _unwrap(state)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):

@@ -1,12 +1,14 @@
 "Order of the tests, quiet plots, and the folder of reference data that a checkout may have beside it."
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+sys.path.append(str(Path(sys.prefix) / "extra"))  # spandrel without torchvision lies apart: see the Makefile
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers with all threads each would starve one another
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -23,6 +23,7 @@ def picture(seed, h=50, w=39):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     "An empty data folder; nothing else is searched."
+    monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("FAKD_DATA", os.pathsep.join([str(tmp_path / "nowhere"), str(tmp_path / "data")]))
     monkeypatch.setattr(fakd.benchmarks, "root", lambda: tmp_path / "project")
     return tmp_path / "data"
@@ -64,6 +65,15 @@ def test_lr_files_are_read_where_they_are_and_made_where_not(data):
     made = images.pairs(3)[0]
     np.testing.assert_array_equal(made.lr_img, degrade(picture(0), 3))
     np.testing.assert_array_equal(made.hr_img, modcrop(picture(0), 3))
+
+
+def test_lr_images_of_a_benchmark_are_made_once(data, tmp_path, monkeypatch):
+    fill_edsr(data / "Set5", NAMES5, scales=(4,))
+    first = image_set("Set5").pairs(3)
+    monkeypatch.setattr("fakd.benchmarks.degrade", lambda *_: pytest.fail("made again"))
+    for one, other in zip(first, image_set("Set5").pairs(3), strict=True):
+        np.testing.assert_array_equal(one.lr_img, other.lr_img)
+    assert len(image_set("Set5").pairs(4)) == 5 and len(list((tmp_path / "cache" / "images").iterdir())) == 1
 
 
 def test_webp_and_jpeg_hr_files_pair_with_png_lr_files(data):

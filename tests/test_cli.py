@@ -1,8 +1,10 @@
 "The command `fakd`: files of every kind, and what happens to those that fail."
 
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import nn
 
 import fakd.cli
 from fakd.cli import Picture, find_jobs, main, read_picture, upscale_files, write_picture
-from fakd.core import FakdError
+from fakd.core import FakdError, read_image, write_image
 from fakd.nets import make_net
 from fakd.weights import save_weights
 
@@ -97,6 +99,7 @@ def test_a_write_that_fails_leaves_nothing(album, monkeypatch):
     (["album", "-o", "album"], "would replace an image that goes in"),
     (["album/eight1.png", "-o", "album/eight1.png"], "would replace an image that goes in"),
     (["album", "-o", "out.png"], "one file cannot hold 11 results"),
+    (["album/eight1.png", "-o", "out.bmp"], 'out.bmp: cannot write ".bmp". Known: .png .tif'),
     (["album/eight1.png", "-o", "out", "--device", "gpu"], 'unknown device "gpu"'),
 ])
 def test_wrong_use_stops_before_work(album, weights, capsys, command, said):
@@ -241,3 +244,30 @@ def test_unknown_commands_and_missing_options_show_the_usage(capsys):
         with pytest.raises(SystemExit) as stopped:
             main(command)
         assert stopped.value.code == 2 and "usage: fakd" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_read_is_named(album, weights, monkeypatch, capsys):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("fakd.cli.list_images", refuse)
+    assert main(["upscale", "album", "-o", "out", "--weights", str(weights)]) == 2
+    assert capsys.readouterr().err == "fakd: album: Permission denied\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_leaves_whole_results_and_goes_on(tmp_path, weights):
+    noise = np.random.default_rng(0).integers(256, size=(6, 160, 160, 3), dtype=np.uint8)
+    for k, img in enumerate(noise):
+        write_image(tmp_path / "in" / f"{k}.png", img)
+    command = [sys.executable, "-c", "import sys; from fakd.cli import main; sys.exit(main())"]
+    command += ["upscale", "in", "-o", "out", "--weights", weights]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (done := list((tmp_path / "out").glob("[0-9].png"))) and run.poll() is None:
+        time.sleep(0.002)
+    run.kill()
+    run.wait()
+    assert done and all(read_image(path).shape == (320, 320, 3) for path in (tmp_path / "out").glob("[0-9].png"))
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert " skipped (result exists" in again.stdout and ", 0 failed; x2, " in again.stdout
+    assert sorted(path.name for path in (tmp_path / "out").glob("[0-9].png")) == [f"{k}.png" for k in range(6)]

@@ -253,3 +253,17 @@ def test_verify_names_each_bad_file(project, tmp_path):
                   "head.png: not a readable"):
         assert words in faults, faults
     assert faults.count("\n") == 4
+
+
+def test_verify_sees_an_lr_image_that_is_shifted_by_one_pixel(project):
+    "Or a set whose LR images start at another phase: sizes and contents look right, scores do not."
+    rng = np.random.default_rng(5)
+    hr_img = np.kron(rng.integers(0, 256, (30, 26, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    write_image(project / "benchmark/Set5/HR/baby.png", hr_img)
+    for scale in (2, 4):
+        lr_img = degrade(hr_img, scale)
+        moved = np.roll(lr_img, (1, 0), (0, 1)) if scale == 4 else lr_img
+        write_image(project / f"benchmark/Set5/LR_bicubic/X{scale}/babyx{scale}.png", moved)
+    count, fault = data_verify("Set5", progress=False)
+    assert "1 images instead of 5" in count
+    assert "babyx4.png: is shifted against its HR image by about 1 rows and 0 columns" in fault

@@ -7,16 +7,21 @@ import pytest
 import torch
 
 from fakd.benchmarks import image_set
+from fakd.config import DistillConfig
 from fakd.core import FakdError
 from fakd.evaluate import evaluate
-from fakd.foreign import load_any
+from fakd.foreign import _spandrel, load_any
 from fakd.record import summarise
+from fakd.report import run_page
+from fakd.train import distill, prepare
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights"
 HAS_SPANDREL = importlib.util.find_spec("spandrel") is not None
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"needs the published weights in {WEIGHTS}")
 needs_spandrel = pytest.mark.skipif(not HAS_SPANDREL, reason="needs spandrel: pip install fakd[spandrel]")
+SMALL = {"data": "sample", "benchmarks": "sample-eval", "steps": 2, "batch_size": 2, "patch_px": 16, "compare": False,
+         "precision": "fp32", "device": "cpu", "student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"}
 
 
 @needs_weights
@@ -49,3 +54,34 @@ def test_a_file_that_no_reader_knows_says_so():
     words = "spandrel does not know it either" if HAS_SPANDREL else r"pip install fakd\[spandrel\]"
     with pytest.raises(FakdError, match=words):
         load_any(WEIGHTS / "carn_m_x234.pth")
+
+
+@needs_spandrel
+def test_a_file_that_only_spandrel_knows_teaches(tmp_path):
+    "A network of another project with random weights, its images 0..1, its layers in one flat list."
+    compact = _spandrel().architectures.Compact.Compact
+    torch.manual_seed(0)
+    torch.save({"params": compact(num_feat=12, num_conv=6, upscale=2).state_dict()}, tmp_path / "compact.pth")
+    net = load_any(tmp_path / "compact.pth")
+    assert (net.scale, net.spec) == (2, "realesrgan compact")
+    run = distill(**SMALL, scale=2, teacher=str(tmp_path / "compact.pth"), out_dir=str(tmp_path / "runs"),
+                  loss="0.5*DS+0.5*TS+10*SA+FitNet+0.1*CSD")
+    about = run.record.teacher
+    assert about["network"] == "realesrgan compact" and about["source"] == str(tmp_path / "compact.pth")
+    assert list(about["taps"].values())[:2] == [[12, 16, 16]] * 2
+    assert "REALESRGAN COMPACT" in run_page(run).read_text(encoding="utf-8")
+
+
+@needs_weights
+@needs_spandrel
+def test_dctlsa_is_tapped_at_its_thirds_without_being_told(tmp_path):
+    file = str(WEIGHTS / "dctlsa_x4.pt")
+    setup = prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path)))
+    assert setup.config.taps == ["group0=c2", "group1=c4", "last=upsampler.input"]
+    assert "c2 (55, 16, 16)" in repr(setup)
+    with pytest.raises(FakdError, match=r'tap "c9": no such place in dctlsa. Did you mean "c'):
+        prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), taps="[last=c9]"))
+    with pytest.raises(FakdError, match="CA needs equal channels; group0 has 8, c2 has 55"):
+        prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), loss="DS+CA"))
+    with pytest.raises(FakdError, match="for scale 4, the run for scale 2"):
+        prepare(DistillConfig(**SMALL, scale=2, teacher=file, out_dir=str(tmp_path)))

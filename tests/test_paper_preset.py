@@ -16,6 +16,7 @@ from fakd.nets import NETS, make_net
 from fakd.pairs import Patches
 from fakd.taps import resolve_taps, tap_shapes
 from fakd.teacher import Teacher
+from fakd.train import prepare
 from fakd.trainer import Trainer
 from fakd.weights import save_weights
 
@@ -212,3 +213,25 @@ def test_two_steps_at_full_size_run_on_a_cpu(paper, name, scale):
     assert not any(k.startswith(("sub_mean.", "add_mean.")) for k in moved)
     (group,) = trainer.optimiser.param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, 0)
+
+
+@every_network
+@pytest.mark.parametrize("scale", [3, 4])
+def test_a_run_of_the_preset_is_prepared_with_these_networks_and_taps(name, scale, tmp_path, monkeypatch):
+    "The whole way that `-p preset paper -p student NAME` goes, with the teacher's file and one image in DIV2K's place."
+    img = np.random.default_rng(0).integers(0, 256, (48 * scale, 48 * scale, 3), np.uint8)
+    write_image(tmp_path / "sets/DIV2K/DIV2K_train_HR/0001.png", img)
+    for benchmark in ("Set5", "Set14", "B100", "Urban100"):
+        write_image(tmp_path / f"sets/benchmark/{benchmark}/HR/one.png", img)
+    monkeypatch.setenv("FAKD_DATA", str(tmp_path / "sets"))
+    save_weights(make_net(name, scale, "mini_teacher"), tmp_path / "teacher.safetensors")
+    config = DistillConfig(preset="paper", student=name, scale=scale, teacher=str(tmp_path / "teacher.safetensors"),
+                           device="cpu", out_dir=str(tmp_path / "runs"))
+    setup = prepare(config)
+    student = setup.new_student()
+    assert sum(v.numel() for v in student.state_dict().values()) == PARAMETERS[name, "student"][0][SCALES.index(scale)]
+    wanted = fakd_taps(name, scale)
+    assert [list(student.tap_names()).index(pair[0]) for pair in setup.taps] == wanted
+    assert [list(setup.teacher.tap_names()).index(pair[1]) for pair in setup.taps] == wanted
+    assert [batch.shape for batch in setup.first_batch()] == [(16, 3, 48, 48), (16, 3, 48 * scale, 48 * scale)]
+    assert setup.run.id.startswith(f"distill-x{scale}-{name}-ds-ts-sa-s0-")

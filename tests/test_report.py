@@ -88,6 +88,15 @@ def test_the_same_folder_gives_the_same_bytes(full: Run, tmp_path: Path) -> None
     assert str(tmp_path).encode() not in first
 
 
+def test_every_figure_lies_beside_the_page_as_pdf_and_png(full: Run) -> None:
+    text = run_page(full).read_text(encoding="utf-8")
+    files = sorted((full.dir / "figures").glob("*"))
+    names = {p.stem for p in files}
+    assert {"gain", "curves", "affinity-0"} < names and any(n.startswith("crops-sample-eval-") for n in names)
+    assert [p.name for p in files] == sorted(f"{n}.{kind}" for n in names for kind in ("pdf", "png"))
+    assert all(f'href="figures/{p.name}"' in text for p in files)
+
+
 def test_a_page_holds_the_numbers_of_its_record(full: Run) -> None:
     text, record = run_page(full).read_text(encoding="utf-8"), full.record
     for method in ("bicubic", "teacher", "plain", "distilled"):

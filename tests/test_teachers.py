@@ -1,0 +1,350 @@
+"Teachers of any kind: modules of other value ranges, foreign files, several at once; and where they are tapped."
+
+import copy
+import json
+from itertools import product
+
+import jsonschema
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from torch import nn
+
+from fakd.config import DistillConfig
+from fakd.core import FakdError, static, write_image
+from fakd.evaluate import evaluate
+from fakd.figures import result_table
+from fakd.foreign import as_net
+from fakd.losses import DistillLoss
+from fakd.nets import NETS, make_net, net_spec
+from fakd.record import summarise
+from fakd.report import finding, run_page
+from fakd.taps import find_places, suggest_taps, tap_shapes
+from fakd.teacher import Teacher, Teachers
+from fakd.train import distill, fit, loss_needs, prepare, train_teacher
+from fakd.trainer import Progress
+from fakd.weights import load_net, read_state, save_weights
+
+NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
+WIDE = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
+EDSR = "edsr(n_resblocks=3,n_feats=12,res_scale=1.0)"
+
+
+class Plain(nn.Module):
+    "A network that knows nothing of fakd: images of 0..1, names of its own, maps of the LR size and of half of it."
+
+    def __init__(self, n_feats=6):
+        super().__init__()
+        self.first = nn.Conv2d(3, n_feats, 3, padding=1)
+        self.trunk = nn.Sequential(*(nn.Conv2d(n_feats, n_feats, 3, padding=1) for _ in range(6)))
+        self.small = nn.Conv2d(n_feats, n_feats, 3, 2, padding=1)
+        self.up = nn.Sequential(nn.Conv2d(n_feats, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, imgs):
+        maps = self.first(imgs)
+        maps = maps + self.trunk(maps)
+        near = nn.functional.interpolate(imgs, scale_factor=2)
+        return near + 0.1 * self.up(maps + self.small(maps).mean((2, 3), keepdim=True))
+
+
+class From01(nn.Module):
+    "A network of 0..255 as one of 0..1."
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, imgs):
+        return self.net(imgs * 255) / 255
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    "A folder with two small pieces of a photograph."
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(2):
+        write_image(folder / f"{i}.png", skimage.data.astronaut()[60 * i : 60 * i + 48, 200:264])
+    return str(folder)
+
+
+@pytest.fixture
+def small(tmp_path, pictures):
+    "Parameters of a run that takes a second."
+    return {"scale": 2, "data": pictures, "benchmarks": pictures, "steps": 3, "batch_size": 2, "patch_px": 8,
+            "precision": "fp32", "device": "cpu", "student": NARROW, "compare": False,
+            "out_dir": str(tmp_path / "runs")}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    "Two teachers of different families."
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, (name, spec) in enumerate({"rcan": WIDE, "edsr": EDSR}.items()):
+        save_weights(make_net(spec, 2, seed=seed), folder / f"{name}.safetensors")
+    return [str(folder / f"{name}.safetensors") for name in ("rcan", "edsr")]
+
+
+# Places
+
+
+SIZES = {"rcan": {"n_resblocks": 1, "n_feats": 8, "reduction": 4}, "edsr": {"n_feats": 8},
+         "san": {"n_resblocks": 1, "n_feats": 16}}
+DEPTHS = {"rcan": ("n_resgroups", (2, 5, 10)), "edsr": ("n_resblocks", (3, 8)), "san": ("n_resgroups", (6, 20))}
+
+
+@pytest.mark.parametrize("ours, theirs", list(product(NETS, NETS)))
+def test_suggested_places_match_whatever_the_depth(ours, theirs):
+    def of(name, which):
+        key, depths = DEPTHS[name]
+        return NETS[name](scale=2, **SIZES[name], **{key: depths[which]})
+
+    student, teacher = of(ours, 0), of(theirs, -1)
+    for n in (1, 2, 3):
+        pairs = suggest_taps(teacher, student, n, patch_px=12)
+        assert [len(pairs.student), len(pairs.teacher)] == [n, n]
+        shapes = [tap_shapes(net, list(side), 12) for net, side in ((student, pairs.student), (teacher, pairs.teacher))]
+        assert shapes == [pairs.student, pairs.teacher]
+        assert {s[1:] for side in shapes for s in side.values()} == {(12, 12)}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_suggested_places_are_in_order_and_spread_over_the_body(n):
+    net = make_net("rcan(n_resgroups=10,n_resblocks=1,n_feats=8,reduction=4)", 2)
+    depths = {p.name: p.depth for p in find_places(net, 12)}
+    found = list(suggest_taps(Plain(), net, n, 12).student)
+    named = {"group2": "body.2", "group6": "body.6", "last": "tail.input"}
+    reached = [depths[named.get(name, name)] for name in found]
+    assert reached == sorted(reached) and len(set(found)) == n
+    assert all(abs(d - k / n) <= 0.5 / n for k, d in enumerate(reached, 1))
+
+
+def test_maps_of_another_size_are_not_suggested_and_refused_when_asked_for(small):
+    sizes = {p.shape[1:] for p in find_places(Plain(), 8)}
+    assert sizes == {(8, 8), (4, 4)}
+    assert "small" not in suggest_taps(Plain(), make_net(NARROW, 2), 3, 8).teacher
+    with pytest.raises(FakdError, match=r"taps last \(8x8\) and small \(4x4\) differ in height or width"):
+        prepare(DistillConfig(**small, taps="[last=small]"), Teacher(Plain(), value_range=1))
+
+
+def test_positions_that_do_not_fit_give_way_only_if_nobody_asked_for_them(small):
+    setup = prepare(DistillConfig(**small), Plain())
+    assert setup.config.taps == ["group0=trunk.1", "group1=trunk.3", "last=up.input"]
+    assert setup.config._origin["taps"] == "chosen" and "taps" not in setup.given
+    for text in (repr(setup), setup._repr_html_()):
+        assert "trunk.3" in text and "(6, 8, 8)" in text and "needs at most" in text and "MB" in text
+    with pytest.raises(FakdError, match="tap 1: plain has no numbered taps, only paths"):
+        prepare(DistillConfig(**small, taps=[1, 2, 3]), Plain())
+    assert prepare(DistillConfig(**small, taps="[1=trunk.0, last=up.input]"), Plain()).taps == [
+        ("group0", "trunk.0"), ("last", "up.input")]
+
+
+# Modules
+
+
+def test_a_teacher_of_0_to_1_teaches_the_same_as_its_twin_of_0_to_255(small):
+    net = make_net(WIDE, 2, seed=4)
+    taps = [f"net.{place}" for place in ("body.0", "body.1", "tail.input")]
+    lr_imgs = torch.randint(0, 256, (2, 3, 8, 8)).float()
+    twin, plain = Teacher(From01(net), taps, value_range=1), Teacher(net, [1, 2, 3])
+    for found, wanted in zip((twin(lr_imgs)[0], *twin(lr_imgs)[1], *twin.features(lr_imgs)),
+                             (plain(lr_imgs)[0], *plain(lr_imgs)[1], *plain.features(lr_imgs)), strict=True):
+        assert torch.allclose(found, wanted, atol=2e-3)
+    loss = {"loss": "0.5*DS+0.5*TS+10*SA+FitNet"}
+    runs = [distill(**small | loss, teacher=teacher) for teacher in (twin, net)]
+    first, second = (read_state(run.dir / "weights/distilled.safetensors")[0] for run in runs)
+    assert all(torch.allclose(value, second[name], atol=2e-4) for name, value in first.items())
+    assert runs[0].record.digest != runs[1].record.digest
+    about = runs[0].record.teacher
+    assert (about["source"], about["network"]) == ("module from01(value_range=1)", "from01")
+    assert about["taps"] == {name: [16, 8, 8] for name in taps}
+    assert runs[0].record.resolved["taps"] == [f"{i}={tap}" for i, tap in enumerate(taps, 1)]
+    assert runs[1].record.teacher["spec"] == net_spec(net)
+
+
+def test_adapters_are_trained_and_left_out_of_the_weights(small):
+    setup = prepare(DistillConfig(**small, loss="DS+FitNet+VID"), Teacher(Plain(), value_range=1))
+    seen = []
+    original = DistillLoss.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillLoss, "forward", lambda self, *a, **k: (seen.append(self), original(self, *a, **k))[1])
+        fit(setup)
+    fresh = DistillLoss("DS+FitNet+VID", tap_shapes(make_net(NARROW, 2), [1, 2, 3], 8),
+                        [tap_shapes(as_net(Plain()), [p[1] for p in setup.taps], 8)])
+    before, after = dict(fresh.named_parameters()), dict(seen[-1].named_parameters())
+    assert before.keys() == after.keys() and before
+    assert all(not torch.equal(value, after[name]) for name, value in before.items())
+    saved = read_state(setup.run.dir / "weights/distilled.safetensors")[0]
+    assert saved.keys() == make_net(NARROW, 2).state_dict().keys()
+
+
+def test_a_student_may_be_a_module_too(small, files):
+    student = Plain()
+    before = copy.deepcopy(student.state_dict())
+    run = distill(**small | {"student": as_net(student, value_range=1), "teacher": files[0], "ema": 0.5})
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    state = read_state(run.dir / "weights/distilled.safetensors")[0]
+    assert state.keys() == before.keys() and not all(torch.equal(v, before[k]) for k, v in state.items())
+    assert run.record.resolved["taps"] == ["trunk.1=group0", "trunk.3=group1", "up.input=last"]
+    assert run.record.student["spec"] == "plain(value_range=1)" and run.id.startswith("distill-x2-module-plain-")
+    again = Plain()
+    again.load_state_dict(state)
+    setup = prepare(DistillConfig(**small), Plain())
+    rows = evaluate({"distilled": as_net(again, 1)}, setup.sets, 2, progress=False)
+    assert summarise(rows)["distilled"] == run.record.summary["distilled"]
+
+
+@pytest.mark.parametrize("teacher, fault", [
+    ("rcan.pt", "expected a Teacher, an nn.Module or a list of them, got str"),
+    ([nn.Identity()], r"Identity makes \(1, 3, 48, 48\)"),
+    (make_net("rcan", 3, "mini_student"), r"teacher rcan\(.*\) is for scale 3, the run for scale 2"),
+    ([Teacher(Plain(), ["first"]), Plain()], "3 taps of the student .* but the teachers have 1 and 0"),
+])
+def test_a_teacher_that_cannot_teach_is_refused(small, teacher, fault):
+    with pytest.raises(FakdError, match=fault):
+        prepare(DistillConfig(**small), teacher)
+
+
+def test_a_teacher_that_was_at_hand_must_be_given_again(small):
+    config = prepare(DistillConfig(**small), Plain()).config
+    with pytest.raises(FakdError, match=r"teacher module plain: it was a Python object. Give it again"):
+        prepare(config)
+    assert prepare(config, Plain()).config.taps == config.taps
+
+
+@pytest.mark.parametrize("student", [NARROW, EDSR, "san(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"])
+@pytest.mark.parametrize("teacher", [0, 1])
+def test_every_family_learns_from_every_other(small, files, student, teacher):
+    "A spec with a point in it, such as res_scale=1.0, is no file."
+    run = distill(**small | {"student": student, "teacher": files[teacher], "steps": 1})
+    name = student.split("(")[0]
+    assert run.id.startswith(f"distill-x2-{name}-ds-ts-sa-s0-") and run.record.student["network"] == name
+    assert net_spec(load_net(run.dir / "weights/distilled.safetensors")) == run.record.student["spec"]
+
+
+def test_a_teacher_of_every_family_can_be_trained_and_found_again(small, tmp_path):
+    for name, net in (("edsr", EDSR), ("san", "san(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)")):
+        asked = {k: v for k, v in small.items() if k not in ("student", "compare")} | {"steps": 1}
+        run = train_teacher(**asked, net=net)
+        assert run.id.startswith(f"teacher-x2-{name}-s0-")
+        file = str(run.dir / "weights/teacher.safetensors")
+        assert prepare(DistillConfig(**small, teacher=file)).teacher.scale == 2
+
+
+# Several
+
+
+def test_one_teacher_is_drawn_for_each_batch_and_only_that_one_runs():
+    nets, asked = [make_net(WIDE, 2, seed=s) for s in (0, 1)], []
+    for i, net in enumerate(nets):
+        net.register_forward_pre_hook(lambda *_, i=i: asked.append(i))
+    teachers = Teachers([Teacher(net, [1]) for net in nets], seed=5)
+    for step in range(20):
+        teachers.at(step)(torch.zeros(1, 3, 6, 6))
+        assert len(asked) == step + 1
+    assert set(asked) == {0, 1}
+    again = [Teachers([Teacher(net, [1]) for net in nets], seed=5).at(step).chosen for step in range(20)]
+    assert again == [[i] for i in asked]
+
+
+def test_the_mean_of_several_teachers_is_what_its_definition_says():
+    "TS against the mean image; SA the mean of each teacher's; FitNet with an adapter for each."
+    nets = [make_net(WIDE, 2, seed=0), make_net(EDSR, 2, seed=1)]
+    student, lr_imgs, hr_imgs = make_net(NARROW, 2), *(torch.rand(2, 3, n, n) * 255 for n in (8, 16))
+    teachers = Teachers([Teacher(net, [1, 2, 3]) for net in nets], "mean")
+    shapes = [tap_shapes(net, [1, 2, 3], 8) for net in (student, *nets)]
+    loss = DistillLoss("0.5*DS+0.5*TS+10*SA+FitNet", shapes[0], shapes[1:])
+    look = Teacher(student, [1, 2, 3])(lr_imgs)
+    _, terms = loss(look[0], hr_imgs, *teachers.at(0)(lr_imgs)[:1], look[1], teachers.at(0)(lr_imgs)[1])
+    alone = [Teacher(net, [1, 2, 3])(lr_imgs) for net in nets]
+    mean = (alone[0][0] + alone[1][0]) / 2
+    assert terms["TS"].item() == pytest.approx(0.5 * (look[0] - mean).abs().mean().item(), rel=1e-5)
+    for name, spec in (("SA", "DS+10*SA"), ("FitNet", "DS+FitNet")):
+        each = [DistillLoss(spec, shapes[0], of)(look[0], hr_imgs, None, look[1], maps)[1][name].item()
+                for of, (_, maps) in zip(shapes[1:], alone, strict=True)]
+        assert terms[name].item() == pytest.approx(sum(each) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("draw", ["random", "mean"])
+def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_apart(small, files, draw):
+    loss = "DS+TS+10*SA+FitNet+0.1*CSD"
+    run = distill(**small | {"teacher": "+".join(files), "teacher_draw": draw, "loss": loss})
+    record = json.loads((run.dir / "record.json").read_text())
+    jsonschema.validate(record, json.loads(static("record.schema.json")))
+    assert list(record["summary"]) == ["bicubic", "teacher 1", "teacher 2", "teacher", "distilled"]
+    about = record["teacher"]
+    assert (about["network"], about["draw"], about["source"]) == ("rcan + edsr", draw, "+".join(files))
+    assert about["params"] == sum(net["params"] for net in about["nets"].values())
+    assert [net["source"] for net in about["nets"].values()] == files
+    for method, file in zip(("teacher 1", "teacher 2"), files, strict=True):
+        rows = evaluate({method: load_net(file)}, prepare(DistillConfig(**small), Plain()).sets, 2, progress=False)
+        found, wanted = (list(means[method].values())[0]["psnr_y"] for means in (summarise(rows), record["summary"]))
+        assert found == pytest.approx(wanted, abs=1e-4)  # another memory layout may round a pixel the other way
+    assert [row["title"] for row in result_table(run.record).rows] == [
+        "Bicubic", "Teacher 1, RCAN", "Teacher 2, EDSR", "Mean of the teachers", "Student, distilled"]
+    text = run_page(run).read_text(encoding="utf-8")
+    for words in ("Teacher 1, RCAN", "Teacher 2, EDSR", "RCAN + EDSR", "mean of the maps of all teachers", *files):
+        assert words in text, words
+    assert "mean of the teachers\u2019 images" in finding(run.record).lower()
+    with np.load(run.dir / "snapshots/affinity.npz") as kept:
+        assert {name for name in kept if name.endswith("/0")} == {"teacher/0", "distilled/0"}
+
+
+def test_several_teachers_at_once_need_the_memory_of_all(small, files):
+    needs = {draw: prepare(DistillConfig(**small, teacher="+".join(files), teacher_draw=draw)) for draw in
+             ("random", "mean")}
+    text = {draw: repr(setup) for draw, setup in needs.items()}
+    assert all("block0 (12, 8, 8)" in t and "group0 (16, 8, 8)" in t for t in text.values())
+    assert loss_needs(needs["mean"])[1] > loss_needs(needs["random"])[1]
+
+
+def test_places_of_several_teachers_may_differ(small, files):
+    asked = small | {"teacher": "+".join(files)}
+    assert prepare(DistillConfig(**asked, taps="[1, last=group1+block1]")).taps == [
+        ("group0", "group0", "block0"), ("last", "group1", "block1")]
+    with pytest.raises(FakdError, match="3 places for 2 teachers; give one for all or one for each"):
+        prepare(DistillConfig(**asked, taps="[last=1+2+3]"))
+    mixed = prepare(DistillConfig(**small), [make_net(WIDE, 2), Plain()])
+    assert mixed.config.taps == ["group0=group0+trunk.1", "group1=group1+trunk.3", "last=last+up.input"]
+    assert mixed.config.teacher == f"module {WIDE}+module plain"
+    page = mixed._repr_html_()
+    for words in ("teacher 1 tap", "teacher 2 tap", "One teacher is drawn for each batch.", "trunk.3", "needs at most"):
+        assert words in page, words
+
+
+@pytest.mark.parametrize("draw", ["random", "mean"])
+def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, draw, tmp_path, monkeypatch):
+    asked = small | {"teacher": "+".join(files), "teacher_draw": draw, "steps": 7, "checkpoint_min": 0.0,
+                     "loss": "DS+TS+10*SA+FitNet+MGD"}
+
+    def weights(out_dir):
+        setup = prepare(DistillConfig(**asked | {"out_dir": str(out_dir)}))
+        fit(setup)
+        return setup, read_state(setup.run.dir / "weights/distilled.safetensors")[0]
+
+    _, whole = weights(tmp_path / "whole")
+
+    def stop(self, t):
+        if t.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_step", stop)  # comes before the one that saves: step 3 is the last that is kept
+        with pytest.raises(KeyboardInterrupt):
+            weights(tmp_path / "stopped")
+    setup, found = weights(tmp_path / "stopped")
+    assert setup.resumed == {"distilled": [3]}
+    assert all(torch.equal(value, found[name]) for name, value in whole.items())
+    with pytest.raises(FakdError, match="teacher_draw: "):
+        other = asked | {"out_dir": str(tmp_path / "third")}
+        first = prepare(DistillConfig(**other))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Progress, "on_step", stop)
+            fit(first)
+        change = {"teacher_draw": "mean" if draw == "random" else "random", "resume": str(first.run.dir)}
+        fit(prepare(DistillConfig(**other | change)))
