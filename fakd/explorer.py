@@ -335,7 +335,7 @@ def run_nets(
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, note
 
-
+# %% ../nbs/74_explorer.ipynb #89fb4da9
 def _evaluated(record: Record) -> RunNets:
     "Networks of an evaluation: those that name taps and are still there, of the scale that most have."
     found = {name: find_path(about["source"]) for name, about in record.student["nets"].items()
