@@ -313,29 +313,33 @@ MOST_NETS = 6  # of an evaluation, side by side
 def run_nets(
     run: Run,  # finished, with its weights
 ) -> RunNets:
-    "The networks of a run, the teacher first."
+    "The networks of a run, the teacher first; of several teachers the first."
     record = run.record
     if "nets" in record.student:
         return _evaluated(record)
-    nets: dict[str, nn.Module] = {}
     teachers = list((record.teacher or {}).get("nets", {"": record.teacher} if record.teacher else {}).values())
-    ours, theirs, note = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else [], ""
-    if teachers:
-        path = find_path(teachers[0]["source"])
-        net = load_any(path) if path.is_file() else None
-        if net is not None and net_digest(net) == teachers[0]["digest"]:
-            nets["teacher"], note = net, f"The first of {len(teachers)} teachers." if len(teachers) > 1 else ""
-        else:
-            why = "has other weights now" if path.is_file() else "is not there"
-            note = f"The teacher is missing: {teachers[0]['source']} {why}."
+    nets, note = _teaching(teachers)
     for method in ("teacher", "plain", "distilled"):
         path = run.dir / "weights" / f"{method}.safetensors"
         if path.is_file() and record.student["network"] in NETS:  # a module's file alone is not enough
             nets[method] = load_any(path)
+    ours, theirs = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else []
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, note
 
-# %% ../nbs/74_explorer.ipynb #89fb4da9
+
+def _teaching(teachers: Sequence[dict[str, Any]]) -> tuple[dict[str, nn.Module], str]:
+    "The first teacher that a record describes, if its weights are still those; and what is to be said of it."
+    for about in teachers[:1]:
+        path = find_path(about["source"])
+        net = load_any(path) if path.is_file() else None
+        if net is not None and net_digest(net) == about["digest"]:
+            return {"teacher": net}, f"The first of {len(teachers)} teachers." if len(teachers) > 1 else ""
+        why = "has other weights now" if path.is_file() else "is not there"
+        return {}, f"The teacher is missing: {about['source']} {why}."
+    return {}, ""
+
+# %% ../nbs/74_explorer.ipynb #e74a5c10
 def _evaluated(record: Record) -> RunNets:
     "Networks of an evaluation: those that name taps and are still there, of the scale that most have."
     found = {name: find_path(about["source"]) for name, about in record.student["nets"].items()
