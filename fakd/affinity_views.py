@@ -403,7 +403,7 @@ def fall(
         distance = np.rint(np.hypot(y - y[p], x - x[p])).astype(int)
         near = distance <= far
         level = np.clip((row + 1) / 2 * levels, 0, levels - 1).astype(int)
-        np.add.at(counts, (distance[near], level[near]), 1)
+        counts += np.bincount(distance[near] * levels + level[near], minlength=counts.size).reshape(counts.shape)
         total += np.bincount(distance[near], row[near], far + 1)
     share = counts.cumsum(1) / np.maximum(counts.sum(1, keepdims=True), 1)
     quarters = [(share < q).sum(1) / levels * 2 - 1 + 1 / levels for q in (0.25, 0.75)]

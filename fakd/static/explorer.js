@@ -87,6 +87,9 @@ function readColours(hex) {
   return colours;
 }
 
+/** A colour for CSS. @param {Uint8ClampedArray} colours @param {number} share where on the scale, 0 to 1 */
+const css = (colours, share) => `rgb(${colours.slice(4 * Math.round(share * 255)).slice(0, 3).join()})`;
+
 /** A heat map, one pixel a position.
  * @param {Heat} heat @param {number} h @param {number} w @returns {HTMLCanvasElement} */
 function colourMap(heat, h, w) {
@@ -124,7 +127,7 @@ class Rows {
     if (data === this.source) return;
     this.source = data;
     this.cache.clear();
-    this.colours = Object.fromEntries(Object.entries(info.colours).map(([name, hex]) => [name, readColours(/** @type {string} */ (hex))]));
+    for (const [name, hex] of Object.entries(info.colours)) this.colours[name] = readColours(/** @type {string} */ (hex));
     this.nets = (data.nets ?? []).map((/** @type {any} */ net) => ({ ...net, unit: readUnit(net.unit, net.c, net.h * net.w) }));
     this.measure();
   }
@@ -276,6 +279,9 @@ class View {
     /** @type {Point | null} */ this.hover = null;
     /** @type {Map<number, { x: number, y: number, pan: boolean }>} */ this.touching = new Map(); // pointers that are down
     this.frames = 0;
+    /** @type {Record<string, { element: HTMLElement, select: HTMLSelectElement }>} */ this.choices = {};
+    this.image = new Frame("", "image");
+    this.second = this.button("Second pixel", () => this.toggleSecond(), "Compare with a second query pixel (key 2)");
     this.build(el);
     this.schedule = this.schedule.bind(this);
     for (const name of STATE) model.on(`change:${name}`, this.schedule);
@@ -341,10 +347,8 @@ class View {
       scale_max: this.choice("Scale to", (v) => this.set("scale_max", v ? Number(v) : null), "The upper end of the colour scale"),
       shown: this.choice("Image", choose("shown"), "The image on which the query is chosen"),
     };
-    this.image = new Frame("", "image");
     this.image.canvas.setAttribute("role", "application");
     this.image.canvas.setAttribute("aria-roledescription", "image with a query pixel");
-    this.second = this.button("Second pixel", () => this.toggleSecond(), "Compare with a second query pixel (key 2)", { "aria-pressed": "false" });
     const zoom = make("div", { class: "fx-zoom", role: "group", "aria-label": "Zoom" },
       this.button("\u2212", () => this.zoom(1 / 1.5), "Zoom out (key \u2212)", { "aria-label": "Zoom out" }),
       this.button("+", () => this.zoom(1.5), "Zoom in (key +, or the wheel while the explorer has the focus)", { "aria-label": "Zoom in" }),
@@ -431,7 +435,8 @@ class View {
     this.set("view", [1 / part.size, part.y + part.size / 2, part.x + part.size / 2]);
   }
 
-  /** Zoom about a place, which stays where it is. @param {number} factor @param {number} [y] @param {number} [x] as fractions; the query */
+  /** Zoom about a place, which stays where it is; the query, if none is given.
+   * @param {number} factor @param {number} [y] @param {number} [x] as fractions */
   zoom(factor, y, x) {
     const part = windowOf(this.get("view")), query = this.get(this.active) ?? this.get("query");
     const [fy, fx] = [y ?? (query[0] + 0.5) / this.rows.size[0], x ?? (query[1] + 0.5) / this.rows.size[1]];
@@ -445,8 +450,11 @@ class View {
     /** @type {Record<string, Point>} */
     const arrows = { ArrowUp: [-step, 0], ArrowDown: [step, 0], ArrowLeft: [0, -step], ArrowRight: [0, step] };
     /** @type {Record<string, () => void>} */
-    const keys = { "+": () => this.zoom(1.5), "=": () => this.zoom(1.5), "-": () => this.zoom(1 / 1.5), 0: () => this.set("view", [1, 0.5, 0.5]),
-      2: () => this.toggleSecond(), Enter: () => this.keep(), d: () => this.set("mode", this.get("mode") === "difference" ? "similarity" : "difference") };
+    const keys = {
+      "+": () => this.zoom(1.5), "=": () => this.zoom(1.5), "-": () => this.zoom(1 / 1.5),
+      0: () => this.set("view", [1, 0.5, 0.5]), 2: () => this.toggleSecond(), Enter: () => this.keep(),
+      d: () => this.set("mode", this.get("mode") === "difference" ? "similarity" : "difference"),
+    };
     if (!this.ready || event.ctrlKey || event.metaKey || !(event.key in arrows || event.key in keys)) return;
     event.preventDefault();
     event.stopPropagation();
@@ -457,7 +465,8 @@ class View {
     const point = [clamp(y + dy, 0, h - 1), clamp(x + dx, 0, w - 1)];
     this.set(this.active, point);
     const at = [(point[0] + 0.5) / h, (point[1] + 0.5) / w]; // a query that leaves the view takes it along
-    if (at[0] < part.y || at[0] > part.y + part.size || at[1] < part.x || at[1] > part.x + part.size) this.look(1 / part.size, at[0], at[1]);
+    const out = [at[0] - part.y, at[1] - part.x].some((v) => v < 0 || v > part.size);
+    if (out) this.look(1 / part.size, at[0], at[1]);
   }
 
   /** A second query pixel beside the first, or none. */
@@ -477,9 +486,11 @@ class View {
   /** Look at an image of the reader's own: its features need the networks, and so a kernel. @param {File} file */
   async take(file) {
     this.file.value = "";
-    if (!this.get("_info").live) return this.set("status", "This page has no kernel. To look at your own image, open nbs/explore_affinity.ipynb in JupyterLab.");
-    if (file.size > MOST_MB * 1e6) return this.set("status", `${file.name} has ${fixed(file.size / 1e6, 1)} MB; at most ${MOST_MB} MB can be sent to the kernel.`);
-    this.set("status", `Sending ${file.name} to the kernel\u2026`);
+    const tell = (/** @type {string} */ words) => this.set("status", words);
+    const size = `${file.name} has ${fixed(file.size / 1e6, 1)} MB`;
+    if (!this.get("_info").live) return tell("This page has no kernel. To look at your own image, open nbs/explore_affinity.ipynb in JupyterLab.");
+    if (file.size > MOST_MB * 1e6) return tell(`${size}; at most ${MOST_MB} MB can be sent to the kernel.`);
+    tell(`Sending ${file.name} to the kernel\u2026`);
     this.model.send({ kind: "image", name: file.name }, undefined, [await file.arrayBuffer()]);
   }
 
@@ -519,7 +530,8 @@ class View {
     const most = [...new Set([...STEPS.filter((step) => step <= 1), ...(this.get("scale_max") ? [wide] : [])])].sort((a, b) => b - a);
     /** @type {Record<string, [string, string][]>} */
     const options = {
-      tap: info.taps.map((/** @type {string} */ tap) => [tap, tap]), colour: Object.keys(info.colours).filter((c) => c !== "difference").map((c) => [c, c]),
+      tap: info.taps.map((/** @type {string} */ tap) => [tap, tap]),
+      colour: Object.keys(info.colours).filter((c) => c !== "difference").map((c) => [c, c]),
       mode: [["similarity", "affinity"], ["difference", "difference"]],
       scale_max: [["", "automatic"], ...most.map((v) => /** @type {[string, string]} */ ([String(v), String(v)]))],
       shown: info.images.map((/** @type {any} */ image) => [image.key, image.label]),
@@ -545,8 +557,8 @@ class View {
       this.handle(frame, which);
       return frame;
     }));
-    this.grid.replaceChildren(...this.maps.map((line, q) => make("div", { class: "fx-line", role: "group", "aria-label": `Query ${q + 1}` },
-      ...line.map((frame) => frame.element))));
+    this.grid.replaceChildren(...this.maps.map((line, q) => make("div",
+      { class: "fx-line", role: "group", "aria-label": `Query ${q + 1}` }, ...line.map((frame) => frame.element))));
   }
 
   /** @param {[number, number]} size @param {any} view */
@@ -562,13 +574,13 @@ class View {
     this.image.title.textContent = chosen.label;
     const { naturalWidth: w, naturalHeight: h } = picture;
     if (picture.complete && w) this.image.draw(picture, h, w, view, true);
-    this.image.canvas.setAttribute("aria-label", `${chosen.label}, ${size[1]} by ${size[0]} positions. Query at ${place(this.get(this.active))}. `
+    this.image.canvas.setAttribute("aria-label",
+      `${chosen.label}, ${size[1]} by ${size[0]} positions. Query at ${place(this.get(this.active))}. `
       + "Arrow keys move it, with Shift by 8, with Alt the view; plus, minus and 0 zoom, 2 adds a second query, Enter keeps one.");
   }
 
   /** @param {Frame} frame @param {Heat} heat @param {Net} net @param {Point} point @param {any} view */
   drawMap(frame, heat, net, point, view) {
-    frame.heat = heat;
     frame.draw(colourMap(heat, net.h, net.w), net.h, net.w, view, false);
     frame.canvas.dataset.low = String(heat.scale.low);
     frame.canvas.dataset.high = String(heat.scale.high);
@@ -579,9 +591,10 @@ class View {
 
   drawLegend() {
     const different = this.get("mode") === "difference" && this.rows.nets.some((net) => this.rows.comparable(net));
-    const scales = /** @type {[string, Scale][]} */ ([["Affinity", this.rows.scale(false)], ...(different ? [["\u0394, student less teacher", this.rows.scale(true)]] : [])]);
+    const scales = /** @type {[string, Scale][]} */ ([["Affinity", this.rows.scale(false)]]);
+    if (different) scales.push(["\u0394, student less teacher", this.rows.scale(true)]);
     this.legend.replaceChildren(...scales.map(([label, { low, high, colours }]) => {
-      const stops = Array.from({ length: 17 }, (_, i) => `rgb(${[...colours.subarray(4 * Math.round(i * 255 / 16), 4 * Math.round(i * 255 / 16) + 3)].join()})`);
+      const stops = Array.from({ length: 17 }, (_, i) => css(colours, i / 16));
       const bar = make("i", { class: "fx-bar" });
       bar.style.background = `linear-gradient(to right, ${stops.join()})`;
       const end = (/** @type {number} */ v) => make("b", {}, String(v).replace("-", "\u2212"));
@@ -597,14 +610,16 @@ class View {
       : `Query at ${place(first)}. Point at a map to read its values.`;
     clearTimeout(this.speaking);
     this.speaking = setTimeout(() => { // not each pixel of a long way
-      this.spoken.textContent = `Query at ${place(first)}` + (second ? `, second at ${place(second)}: ${this.rows.sentence(first, second)}` : "");
+      const more = second ? `, second at ${place(second)}: ${this.rows.sentence(first, second)}` : "";
+      this.spoken.textContent = `Query at ${place(first)}${more}`;
     }, 600);
     const key = JSON.stringify([this.get("queries"), query]);
     if (this.list.dataset.key === key) return;
     this.list.dataset.key = key;
     this.list.replaceChildren(...this.get("queries").map((/** @type {Point} */ point) => {
-      const go = make("button", { type: "button", class: "fx-chip", title: "Go there", "aria-current": String(same(point, query)) }, place(point));
-      const drop = make("button", { type: "button", class: "fx-chip", "aria-label": `Remove ${place(point)}`, title: "Remove" }, "\u00d7");
+      const kind = { type: "button", class: "fx-chip" };
+      const go = make("button", { ...kind, title: "Go there", "aria-current": same(point, query) ? "true" : null }, place(point));
+      const drop = make("button", { ...kind, title: "Remove", "aria-label": `Remove ${place(point)}` }, "\u00d7");
       go.onclick = () => this.set("query", point);
       drop.onclick = () => this.set("queries", this.get("queries").filter((/** @type {Point} */ kept) => !same(kept, point)));
       return make("li", {}, go, drop);
@@ -623,7 +638,8 @@ class View {
   savePicture() {
     const style = getComputedStyle(this.root), side = 320, gap = 24, head = 30, foot = 26;
     const lines = this.maps.length, [h, w] = this.rows.size, tall = Math.round((side * h) / w);
-    const canvas = make("canvas", { width: gap + (side + gap) * (1 + this.rows.nets.length), height: gap + lines * (tall + head + foot) + 3 * head });
+    const width = gap + (side + gap) * (1 + this.rows.nets.length), height = gap + lines * (tall + head + foot) + 3 * head;
+    const canvas = make("canvas", { width, height });
     const context = canvas.getContext("2d");
     const write = (/** @type {string} */ text, /** @type {number} */ x, /** @type {number} */ y, dim = false) => {
       context.font = `${dim ? 15 : 17}px ${style.fontFamily}`;
@@ -657,7 +673,7 @@ class View {
     [...this.legend.children].forEach((_, i) => {
       const scale = this.rows.scale(i === 1), x = gap + i * (side + gap);
       for (let s = 0; s < 200; s++) {
-        context.fillStyle = `rgb(${[...scale.colours.subarray(4 * Math.round(s * 255 / 199), 4 * Math.round(s * 255 / 199) + 3)].join()})`;
+        context.fillStyle = css(scale.colours, s / 199);
         context.fillRect(x + s, base, 1.5, 12);
       }
       write(`${scale.low} to ${scale.high}`.replaceAll("-", "\u2212"), x + 212, base + 11, true);
