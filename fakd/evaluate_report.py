@@ -9,14 +9,11 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from .core import root
 from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
-from .report import Page, inline_svg, page_origin, picture, write_rows
+from .report import Page, comparison, inline_svg, page_origin, score_texts, write_rows
 
 # %% auto #0
 __all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
@@ -236,33 +233,23 @@ def _pareto_panels(
 
 def cost_figures(
     run: Run,   # of an evaluation
-) -> Figures:   # also saved as figures/pareto-x4.png in the run's folder
+) -> Figures:   # also saved as figures/pareto-x4.pdf and .png in the run's folder
     "The Pareto figure of each scale."
     made = pareto_figures(run.record)
     for label, fig in made.items():
-        save_figure(fig, run.dir / "figures" / f"pareto-x{label[1:].split(',')[0]}.png")
+        for suffix in (".png", ".pdf"):
+            save_figure(fig, run.dir / "figures" / f"pareto-x{label[1:].split(',')[0]}{suffix}")
     return Figures(made.values())
 
 # %% ../nbs/83_evaluate_report.ipynb #e603e1ed
 def _comparison(
     scene: Scene,  # one image of an evaluation
 ) -> dict[str, Any]:
-    "The original as an overview with the window marked, and the window in every version."
-    hr_img = scene.images["hr"]
-    h, w = hr_img.shape[:2]
-    step = max(1, round(w / 700))  # an overview needs no more pixels
-    small = np.asarray(Image.fromarray(hr_img).resize((w // step, h // step), Image.Resampling.LANCZOS))
+    "The parts of `comparison`, with the best network marked and the scale beside the set."
     best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].psnr_y or 0.0)
-    crops = []
-    for name, crop in scene.crops.items():
-        sizes = {n: " \u00d7 ".join(map(str, scene.images[n].shape[1::-1])) for n in ("lr", "hr")}
-        score = " / ".join(_texts(scene.scores[name])) if name in scene.scores else sizes[name]
-        crops.append({"title": TITLES.get(name, name), "score": score, "best": name == best,
-                      "src": picture(crop, max(1, round(240 / crop.shape[0])))})
-    return {"name": scene.image, "set": f"{scene.set}, \u00d7{scene.scores[best].scale}", "crops": crops,
-            "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
-            "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
-            "left": round(min(max(2 * w / h, 1.8), 3.2), 3)}
+    parts = comparison(scene, lambda name: TITLES.get(name, name))
+    crops = [{**crop, "best": crop["method"] == best} for crop in parts["crops"]]
+    return {**parts, "crops": crops, "set": f"{scene.set}, \u00d7{scene.scores[best].scale}"}
 
 # %% ../nbs/83_evaluate_report.ipynb #ed7c0114
 def evaluation_finding(
@@ -311,14 +298,9 @@ def _every_image(record: Record) -> list[dict[str, Any]]:
         for name, _ in _sets(rows):
             mine = {(r.image, r.method): r for r in rows if r.set == name}
             methods = list(dict.fromkeys(method for _, method in mine))
-            lines = [(image, [_texts(mine[image, m]) for m in methods]) for image in dict.fromkeys(i for i, _ in mine)]
+            lines = [(image, [score_texts(mine[image, m]) for m in methods]) for image in dict.fromkeys(i for i, _ in mine)]
             tables.append({"set": f"{name}, \u00d7{scale}", "heads": methods, "lines": lines})
     return tables
-
-
-def _texts(row: Row) -> tuple[str, str]:
-    "PSNR and SSIM of an image; a PSNR that is no number says why."
-    return (row.note if row.psnr_y is None else fixed(row.psnr_y)), fixed(row.ssim_y, 4)
 
 # %% ../nbs/83_evaluate_report.ipynb #3027ab41
 def evaluation_page(
@@ -336,6 +318,8 @@ def evaluation_page(
         "perception": perception_table(record), "published": _narrow(published_tables(record)),
         "image_tables": _every_image(record), **cost_parts(record),
         "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
+        "figures": [(p.stem, [f"figures/{p.stem}{s}" for s in (".pdf", ".png")])
+                    for p in sorted((run.dir / "figures").glob("*.pdf"))],
         **page_origin(record),
     }
     write_rows(record, run.dir / "report.csv")

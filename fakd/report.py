@@ -11,9 +11,9 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,8 +34,8 @@ from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, n
 from .record import METHODS, Record, Row, Run, find_runs, known_methods, read_history
 
 # %% auto #0
-__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'read_images',
-           'page_origin', 'write_rows', 'run_page', 'index_page']
+__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts',
+           'read_images', 'comparison', 'page_origin', 'write_rows', 'run_page', 'index_page']
 
 # %% ../nbs/80_report.ipynb #4f3e25a1
 def _mean(record: Record, method: str, name: str) -> float | None:
@@ -295,7 +295,9 @@ def _results(record: Record) -> dict[str, Any]:
             "gain": svg}
 
 
-def _score(row: Row | None) -> tuple[str, str]:
+def score_texts(
+    row: Row | None,  # of an image; None: not measured
+) -> tuple[str, str]:
     "PSNR and SSIM of an image as texts; a PSNR that is no number says why."
     if row is None:
         return fixed(None), ""
@@ -309,7 +311,7 @@ def _every_image(record: Record) -> dict[str, Any]:
         rows = {(r.image, r.method): r for r in record.rows if r.set == name}
         methods = known_methods(method for _, method in rows)
         gain = gains(record.rows, name)
-        lines = [(image, [_score(rows.get((image, m))) for m in methods], signed(gain.get(image)))
+        lines = [(image, [score_texts(rows.get((image, m))) for m in methods], signed(gain.get(image)))
                  for image in dict.fromkeys(image for image, _ in rows)]
         heads = [name_of(record, m) for m in methods]
         tables.append({"set": name, "heads": heads, "gain": bool(gain), "lines": lines})
@@ -350,19 +352,21 @@ def read_images(
     return [c.images for c in scenes(run)]
 
 
-def _comparison(scene: Scene, record: Record) -> dict[str, Any]:
-    "One stored image: the original with the window marked, and the window in every version."
+def comparison(
+    scene: Scene,                 # one stored image
+    title: Callable[[str], str],  # what a version is called, by its name
+) -> dict[str, Any]:              # for a template
+    "The original with the window marked, and the window in every version with its scores or its size."
     h, w = scene.images["hr"].shape[:2]
     crops = []
     for name, crop in scene.crops.items():
-        score = " / ".join(_score(scene.scores[name])) if name in scene.scores else ""
+        score = " / ".join(score_texts(scene.scores[name])) if name in scene.scores else ""
         size = " \u00d7 ".join(map(str, scene.images[name].shape[1::-1])) if name in ("lr", "hr") else ""
-        crops.append({"method": name, "title": name_of(record, name), "score": score or size,
+        crops.append({"method": name, "title": title(name), "score": score or size,
                       "src": picture(crop, max(1, round(240 / crop.shape[0])))})
     step = max(1, round(w / 700))  # an overview needs no more pixels
     small = np.asarray(Image.fromarray(scene.images["hr"]).resize((w // step, h // step), Image.Resampling.LANCZOS))
-    gain = gains(list(scene.scores.values()), scene.set).get(scene.image)
-    return {"name": scene.image, "set": scene.set, "gain": None if gain is None else signed(gain), "crops": crops,
+    return {"name": scene.image, "set": scene.set, "crops": crops,
             "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
             "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
             "left": round(min(max(2 * w / h, 1.8), 3.2), 3)}
@@ -489,7 +493,10 @@ def run_page(
 ) -> Path:     # of report.html
     "Write the page of a run, its scores as CSV, and its figures for papers, into the run's folder."
     record = run.record
-    compared = [_comparison(scene, record) for scene in scenes(run)[:MOST_IMAGES]]
+    compared = []
+    for scene in scenes(run)[:MOST_IMAGES]:
+        gain = gains(list(scene.scores.values()), scene.set).get(scene.image)
+        compared.append({**comparison(scene, partial(name_of, record)), "gain": None if gain is None else signed(gain)})
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
              "comparisons": compared, **_affinity(run, record), **page_origin(record)}
     pdfs = write_figures(run)

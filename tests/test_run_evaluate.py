@@ -52,12 +52,14 @@ def test_run_evaluate_leaves_a_valid_record_and_a_page(tiny, tmp_path):
     assert set(record["summary"]) == {"bicubic"} | ways
     seen = record["student"]["perception"]
     assert len(seen) == 2 * 2 * 5 and all(row["LPIPS (AlexNet)"] > 0 for row in seen)
-    assert sorted(p.name for p in (run.dir / "figures").iterdir()) == ["pareto-x2.png", "pareto-x4.png"]
+    assert sorted(p.name for p in (run.dir / "figures").iterdir()) == [
+        f"pareto-x{k}.{kind}" for k in (2, 4) for kind in ("pdf", "png")]
     kept = {p.relative_to(run.dir / "snapshots/images").parts for p in (run.dir / "snapshots/images").rglob("*.png")}
     assert {(scale, name) for scale, _, name in kept} == {
         (f"x{k}", f"{name}.png") for k in (2, 4) for name in ("lr", "hr", "bicubic", f"tiny-x{k}")}
     page = (run.dir / "report.html").read_text()
     assert page.count('<figure class="compare"') == 2 and "LPIPS (AlexNet)" in page and "DISTS</th>" not in page
+    assert 'href="figures/pareto-x2.pdf"' in page
     assert 'href="explorer.html"' in page and (run.dir / "explorer.html").stat().st_size > 100_000
     assert "2 networks compared" in page and "papermill nbs/run_evaluate.ipynb" in page and "http://" not in page
     assert len((run.dir / "report.csv").read_text().splitlines()) == 1 + len(record["rows"])
