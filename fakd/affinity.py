@@ -5,7 +5,7 @@
 # %% ../nbs/42_affinity.ipynb #0179204d
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from .core import FakdError
 
 # %% auto #0
-__all__ = ['widen', 'unit_maps', 'spatial_affinity', 'affinity_row', 'mean_abs', 'affinity_l1', 'pairs_l1']
+__all__ = ['widen', 'unit_maps', 'spatial_affinity', 'affinity_row', 'pixel_row', 'mean_abs', 'affinity_l1', 'pairs_l1']
 
 # %% ../nbs/42_affinity.ipynb #b53802d5
 def widen(
@@ -55,6 +55,16 @@ def affinity_row(
         raise FakdError(f"query ({y}, {x}): the map is {h} high and {w} wide, counted from 0.")
     unit = unit_maps(maps)
     return torch.einsum("bc,bcn->bn", unit[:, :, y * w + x], unit).reshape(b, h, w)
+
+
+def pixel_row(
+    maps: Tensor,             # feature maps of an image, (b, c, h, w), of its size or another
+    pixel: Sequence[int],     # y and x in the image
+    size: Sequence[int],      # height and width of the image
+) -> Tensor:                  # (b, h, w)
+    "The row of the position that holds a pixel's centre: maps behind an upsampler are larger than the image."
+    y, x = (int((v + 0.5) * n / side) for v, n, side in zip(pixel, maps.shape[2:], size, strict=True))
+    return affinity_row(maps, y, x)
 
 # %% ../nbs/42_affinity.ipynb #07928e14
 def mean_abs(

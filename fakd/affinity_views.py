@@ -21,7 +21,7 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .affinity import affinity_l1, affinity_row, unit_maps
+from .affinity import affinity_l1, pixel_row, unit_maps
 from .core import FakdError, rng, to_batch
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
 from .record import Run
@@ -115,7 +115,7 @@ class FeatureMaps:
         queries: Sequence[tuple[int, int]],  # query pixels, y and x
     ) -> AffinityRows:
         "The rows of some query pixels, for the views of rows."
-        maps = {name: [torch.cat([affinity_row(m, y, x) for y, x in queries]).numpy() for m in maps]
+        maps = {name: [torch.cat([pixel_row(m, q, self.image.shape[:2]) for q in queries]).numpy() for m in maps]
                 for name, maps in self.maps.items()}
         return AffinityRows(self.image, np.array(queries), self.taps, maps)
 

@@ -32,7 +32,7 @@ def named_taps(
 
 def resolve_taps(
     net: nn.Module,             # any network
-    taps: Sequence[int | str],  # positions in `net.tap_names()`, names in it, or paths of submodules
+    taps: Sequence[int | str],  # positions in `net.tap_names()` (2 or "2"), names in it, or paths of submodules
 ) -> dict[str, str]:            # name to place, in the order given
     "Find each tap; an unknown one is an error that lists the accepted ones."
     named, kind = named_taps(net), getattr(net, "spec", type(net).__name__)
@@ -40,7 +40,8 @@ def resolve_taps(
     paths = {path.removeprefix(inner) for path, _ in net.named_modules() if path.startswith(inner)} - {""}
     found = {}
     for tap in taps:
-        if isinstance(tap, int):
+        if isinstance(tap, int) or (named and tap.isdigit()):
+            tap = int(tap)
             if not 0 <= tap < len(named):
                 have = f"taps 0 to {len(named) - 1} ({', '.join(named)})" if named else "no numbered taps, only paths"
                 raise FakdError(f"tap {tap}: {kind} has {have}.")

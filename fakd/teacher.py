@@ -114,7 +114,7 @@ class Teachers:
     ) -> tuple[Tensor, list[list[Tensor] | None]]:   # mean SR image, and each one's maps; None: not looked at
         "Look once at every teacher of this step."
         looks = {i: self.teachers[i](lr_imgs) for i in self.chosen}
-        mean = torch.stack([sr_imgs for sr_imgs, _ in looks.values()]).mean(0)
+        mean = torch.stack([widen(sr_imgs) for sr_imgs, _ in looks.values()]).mean(0)
         return mean, [looks[i][1] if i in looks else None for i in range(len(self.teachers))]
 
     def features(

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from scipy import ndimage
 from torch import nn
 
-from .affinity import affinity_row
+from .affinity import pixel_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
@@ -33,7 +33,7 @@ from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
-from .taps import Taps, named_taps, resolve_taps, suggest_taps, tap_shapes
+from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
 from .weights import load_net, net_digest, read_state, save_weights
@@ -169,11 +169,6 @@ def warm_start(
     return net
 
 # %% ../nbs/65_train.ipynb #198ac864
-def _side(net: nn.Module, tap: int | str) -> int | str:
-    "A number beside `=` is a position, in networks that name places."
-    return int(tap) if isinstance(tap, str) and tap.isdigit() and named_taps(net) else tap
-
-
 def tap_pairs(
     student: nn.Module,         # its taps
     teacher: nn.Module,         # and those of this, or of each network of an `Ensemble`
@@ -186,8 +181,8 @@ def tap_pairs(
     for tap, row in zip(taps, rows, strict=True):
         if len(row) not in (1, len(nets)):
             raise FakdError(f"tap {tap}: {len(row)} places for {len(nets)} teachers; give one for all or one for each.")
-    places = [resolve_taps(student, [_side(student, ours) for ours, _ in halves])]
-    places += [resolve_taps(net, [_side(net, row[i % len(row)]) for row in rows]) for i, net in enumerate(nets)]
+    places = [resolve_taps(student, [ours for ours, _ in halves])]
+    places += [resolve_taps(net, [row[i % len(row)] for row in rows]) for i, net in enumerate(nets)]
     return list(zip(*places, strict=True))
 
 # %% ../nbs/65_train.ipynb #61d69fde
@@ -197,7 +192,10 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
     if teachers:
         named["teacher"] = "+".join(f"{MODULE}{spec_of(t.net)}" for t in teachers)
     if student is not None:
-        named["student"] = f"{MODULE}{spec_of(as_net(student))}"
+        if not any(p.requires_grad for p in student.parameters()):
+            raise FakdError(f"student {spec_of(student)}: none of its parameters is trained. "
+                            "Call its requires_grad_(True) first.")
+        named["student"] = f"{MODULE}{spec_of(student)}"
     return config.model_copy(update=named)
 
 
@@ -278,8 +276,9 @@ def prepare(
     "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
     set_threads()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
+    own_student = copy.deepcopy(as_net(student)) if student is not None else None  # teachers, frozen now, may share it
     teachers = _listed(teacher)
-    cfg: Any = _at_hand(config, teachers, student).resolve()
+    cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
     sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
     images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
@@ -288,7 +287,7 @@ def prepare(
     data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
-    setup.student = as_net(student) if student is not None else None
+    setup.student = own_student
     fresh = setup.new_student()
     if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
         setup.teacher, own = _find_teachers(cfg, teachers)
@@ -470,7 +469,7 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
         for side, one in looks:
             with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
                 one(to_batch([lr_img], next(one.parameters()).device))
-                rows.append([torch.cat([affinity_row(maps, y, x) for y, x in queries]) for maps in taps.maps])
+                rows.append([torch.cat([pixel_row(maps, q, lr_img.shape[:2]) for q in queries]) for maps in taps.maps])
         for i, of_tap in enumerate(zip(*rows, strict=True)):
             arrays[f"{method}/{i}"] = torch.stack(of_tap).mean(0).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from .affinity import affinity_l1, affinity_row
+from .affinity import affinity_l1, pixel_row
 from .checkpoint import load_checkpoint, random_states, refuse_changes, save_checkpoint, set_random_states
 from .config import learn_rate_at
 from .core import PRECISIONS, atomic_write, to_batch
@@ -384,7 +384,7 @@ class Snapshots:
         self,
         path: Path,                      # an .npz file, rewritten at every moment
         lr_img: np.ndarray,              # uint8, (h, w, 3), not one that is trained on
-        query: tuple[int, int],          # y, x: the row that is kept
+        query: tuple[int, int],          # y, x in the image: the row that is kept
         teacher: nn.Module,              # looked at once
         taps: Sequence[tuple[str, str]], # student tap, teacher tap
     ):
@@ -402,7 +402,7 @@ class Snapshots:
         return found
 
     def _row(self, maps: Tensor) -> np.ndarray:
-        return affinity_row(maps, *self.query)[0].half().cpu().numpy()
+        return pixel_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()
 
     def _earlier(self, step: int) -> list[tuple[int, list[float], list[np.ndarray]]]:
         "What the sitting before this one kept, up to the step from which it goes on."

@@ -217,6 +217,29 @@ def test_a_teacher_that_was_at_hand_must_be_given_again(small):
     assert prepare(config, Plain()).config.taps == config.taps
 
 
+def test_a_network_may_teach_itself_and_a_frozen_student_is_refused(small):
+    net = make_net(NARROW, 2, seed=3)
+    before = copy.deepcopy(net.state_dict())
+    run = distill(**small | {"student": net, "teacher": net})
+    after = read_state(run.dir / "weights/distilled.safetensors")[0]
+    assert not all(torch.equal(value, before[name]) for name, value in after.items())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(FakdError, match=r"student plain: none of its parameters is trained"):
+        prepare(DistillConfig(**small), Plain(), as_net(Plain()).requires_grad_(False))
+
+
+def test_rows_of_maps_behind_the_upsampler_belong_to_the_query_pixel(small, files):
+    run = distill(**small | {"teacher": files[0], "taps": "[last, tail.0]"})
+    kept, past = (np.load(run.dir / f"snapshots/{name}.npz") for name in ("affinity", "progress-distilled"))
+    for tap, factor in ((0, 1), (1, 2)):
+        for k, (y, x) in enumerate(kept["queries"]):
+            row = kept[f"distilled/{tap}"][k]
+            assert row.shape == tuple(factor * side for side in kept["image"].shape[:2])
+            assert row[int((y + 0.5) * factor), int((x + 0.5) * factor)] == pytest.approx(1, abs=1e-3)
+        y, x = ((past["query"] + 0.5) * factor).astype(int)
+        assert past[f"rows/{tap}"][:, y, x] == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("student", [NARROW, EDSR, "san(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"])
 @pytest.mark.parametrize("teacher", [0, 1])
 def test_every_family_learns_from_every_other(small, files, student, teacher):
