@@ -50,12 +50,12 @@ class Way(NamedTuple):
 def net_names(
     paths: Sequence[Path],  # weights files
 ) -> list[str]:             # one for each, all different
-    "Names for files: the stem; of a run's weights also the run; a number where that is not enough."
+    "Names for files: the stem; of a run's weights also the run; a number where that is taken."
     names: list[str] = []
     for path in paths:
         run = path.parent.parent if path.parent.name == "weights" else Path()
         name = f"{run.name}/{path.stem}" if (run / "record.json").is_file() else path.stem
-        same = sum(n == name or n.startswith(f"{name} (") for n in names)
+        same = sum(n == name or n.startswith(f"{name} (") for n in ("bicubic", "lr", "hr", *names))  # not the baseline's
         names.append(f"{name} ({same + 1})" if same else name)
     return names
 
@@ -162,14 +162,15 @@ def _keep_images(
     evaluation: Evaluation,  # with rows
 ) -> None:
     "Save some images as snapshots/images/x4/SET--IMAGE/METHOD.png."
-    scales, device = evaluation.scales, evaluation.config.device
+    cfg, scales = evaluation.config, evaluation.scales
+    make = partial(super_resolve, device=cfg.device, precision=cfg.precision.split("+")[0])  # as its score
     for scale in scales:
         for images in evaluation.sets[: max(1, KEPT_IMAGES // len(scales))]:
             rows = [r for r in evaluation.rows if (r.scale, r.set) == (scale, images.name)]
             names, image = _worth_seeing(rows, list(evaluation.nets))
             pair = next(p for p in images.pairs(scale) if p.name == image)
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, scale)}
-            shown |= {name: super_resolve(evaluation.nets[name], pair.lr_img, device) for name in names}
+            shown |= {name: make(evaluation.nets[name], pair.lr_img) for name in names}
             for name, img in shown.items():
                 folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / f"{images.name}--{image}"
                 write_image(folder / f"{quote(name, safe='')}.png", img)
@@ -236,13 +237,16 @@ def measure_perception(
     measures = perceptual_measures(cfg.backbone_files)
     for scale in evaluation.scales if measures else []:
         makers: dict[str, Any] = {"bicubic": partial(imresize, factor=scale)}
-        makers |= {name: partial(super_resolve, net, device=cfg.device)
+        makers |= {name: partial(super_resolve, net, device=cfg.device, precision=cfg.precision.split("+")[0])
                    for name, net in evaluation.nets.items() if net.scale == scale}
         for images in evaluation.sets:
             for pair in tqdm(images.pairs(scale), desc=f"perception, {images.name}", disable=not progress, leave=False):
                 for method, make in makers.items():
                     sr_img = make(pair.lr_img)
-                    scores = {name: measure(sr_img, pair.hr_img) for name, measure in measures.items()}
+                    try:
+                        scores = {name: measure(sr_img, pair.hr_img) for name, measure in measures.items()}
+                    except FakdError as fault:
+                        raise FakdError(f"{method} on {images.name}/{pair.name}: {fault}") from None
                     found.append({"method": method, "set": images.name, "image": pair.name, "scale": scale, **scores})
     evaluation.perception = found
     return found

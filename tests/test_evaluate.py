@@ -5,19 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from fixtures import make_run_fixture
 from torch import nn
 
 from fakd.benchmarks import image_set
-from fakd.core import FakdError, code_digest, write_image
+from fakd.config import EvaluateConfig
+from fakd.core import FakdError, code_digest, read_image, write_image
 from fakd.degrade import imresize
 from fakd.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
 from fakd.evaluate_report import evaluation_finding
 from fakd.metrics import luma_pair, luma_scores, psnr_y
+from fakd.nets import make_net
 from fakd.record import Row, summarise
-from fakd.scoring import Way
-from fakd.weights import load_net
+from fakd.scoring import Way, measure_scores, prepare_evaluation
+from fakd.weights import load_net, save_weights
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -245,3 +248,19 @@ def test_the_finding_gives_the_least_and_the_largest_change_of_every_use(tmp_pat
     changes = evaluation_finding(run.record).partition("the mean PSNR of a set changes with ")[2]
     assert changes == ("bf16 by \u22120.0046 to +0.0010 dB, with tiles of 256 by \u22120.0010 to 0.0000 dB, "
                        "with self-ensemble by +0.1000 to +0.2000 dB.")
+
+
+def test_kept_images_are_those_that_were_scored_whatever_the_file_is_called(tmp_path):
+    "At the first precision asked for; weights in hr.safetensors do not take the original's place."
+    write_image(tmp_path / "set" / "one.png", skimage.data.astronaut()[:64, 180:244])
+    save_weights(make_net("edsr(n_resblocks=1,n_feats=8)", 2, seed=1), tmp_path / "hr.safetensors")
+    config = EvaluateConfig(weights=str(tmp_path / "hr.safetensors"), benchmarks=str(tmp_path / "set"), device="cpu",
+                            precision="bf16+fp32", out_dir=str(tmp_path / "runs"))
+    evaluation = prepare_evaluation(config)
+    rows = {row.method: row for row in measure_scores(evaluation, progress=False)}
+    assert list(rows) == ["bicubic", "hr (2)", "hr (2), fp32"]
+    (folder,) = (evaluation.run.dir / "snapshots/images/x2").iterdir()
+    hr_img, sr_img = read_image(folder / "hr.png"), read_image(folder / "hr%20%282%29.png")
+    assert np.array_equal(hr_img, skimage.data.astronaut()[:64, 180:244])
+    assert psnr_y(sr_img, hr_img, 2) == pytest.approx(rows["hr (2)"].psnr_y, abs=1e-6)
+    assert rows["hr (2)"].psnr_y != rows["hr (2), fp32"].psnr_y
