@@ -341,10 +341,12 @@ def _teaching(teachers: Sequence[dict[str, Any]]) -> tuple[dict[str, nn.Module],
 
 # %% ../nbs/74_explorer.ipynb #e74a5c10
 def _evaluated(record: Record) -> RunNets:
-    "Networks of an evaluation: those that name taps and are still there, of the scale that most have."
-    found = {name: find_path(about["source"]) for name, about in record.student["nets"].items()
-             if about["network"] in NETS}
-    nets: dict[str, Any] = {name: load_any(path) for name, path in found.items() if path.is_file()}
+    "Networks of an evaluation: those that name taps and are still there and the same, of the scale that most have."
+    nets: dict[str, Any] = {}
+    for name, about in record.student["nets"].items():
+        path = find_path(about["source"])
+        if about["network"] in NETS and path.is_file() and net_digest(net := load_any(path)) == about["digest"]:
+            nets[name] = net
     kinds: list[Any] = [(net.scale, len(net.tap_names())) for net in nets.values()]
     most = max(kinds, key=kinds.count, default=None)
     alike = [pair for pair, kind in zip(nets.items(), kinds, strict=True) if kind == most]

@@ -552,6 +552,7 @@ class View {
     if (this.grid.dataset.key === key) return;
     this.grid.dataset.key = key;
     this.root.style.setProperty("--fx-nets", String(this.rows.nets.length));
+    this.touching.clear(); // a pointer that is down on a frame that goes is never seen to rise
     this.maps = ["query", "query2"].slice(0, queries).map((which) => this.rows.nets.map((net) => {
       const frame = new Frame(net.name, "map");
       this.handle(frame, which);
