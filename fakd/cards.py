@@ -11,13 +11,15 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from .benchmarks import SETS
+from .benchmarks import SETS, image_set
 from .core import FakdError, atomic_write, root, static
-from .record import Record, Run
+from .evaluate import bicubic_rows, evaluate
+from .record import DataUse, Record, Run, read_record, summarise
 from .report import repeat_command
+from .weights import load_net
 
 # %% auto #0
-__all__ = ['card', 'ship']
+__all__ = ['card', 'ship', 'score_more']
 
 # %% ../nbs/81_cards.ipynb #1d3b4fce
 # what decided the weights, in the card's order
@@ -47,17 +49,39 @@ def card(
     )
 
 # %% ../nbs/81_cards.ipynb #adb0d025
+def _tell(
+    weights: Path,   # a shipped file
+    record: Record,  # of the run that made it
+) -> Path:           # the same file
+    "Write the card and the record beside the weights."
+    for suffix, text in ((".md", card(record)), (".json", json.dumps(record.model_dump(), indent=1) + "\n")):
+        with atomic_write(weights.with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return weights
+
+
 def ship(
     run: Run,                    # a finished teacher run
     folder: Path | None = None,  # None: data/weights
 ) -> Path:                       # the weights file, `<network>-mini-x<scale>.safetensors`
     "Copy a teacher's weights to where presets look for them, with their card and the record that it was made from."
     record, folder = run.record, folder or root() / "data/weights"
-    text, name = card(record), f"{record.student['network']}-mini-x{record.resolved['scale']}"
-    with atomic_write(folder / f"{name}.safetensors") as temporary:
+    card(record)  # refuses what is no finished teacher run before anything is written
+    path = folder / f"{record.student['network']}-mini-x{record.resolved['scale']}.safetensors"
+    with atomic_write(path) as temporary:
         shutil.copyfile(run.dir / "weights/teacher.safetensors", temporary)
-    with atomic_write(folder / f"{name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    with atomic_write(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record.model_dump(), indent=1) + "\n", encoding="utf-8")
-    return folder / f"{name}.safetensors"
+    return _tell(path, record)
+
+# %% ../nbs/81_cards.ipynb #c81a7e02
+def score_more(
+    weights: Path,    # a shipped file, with its record beside it
+    benchmarks: str,  # sets joined by +
+) -> Path:            # the same file
+    "Score a shipped teacher on further sets; its record and card then have these rows too."
+    record, sets = read_record(weights.with_suffix(".json")), [image_set(n.strip()) for n in benchmarks.split("+")]
+    scale, names = record.resolved["scale"], {s.name for s in sets}
+    rows = [r for r in record.rows if r.set not in names]
+    rows += [*bicubic_rows(sets, scale), *evaluate({"teacher": load_net(weights)}, sets, scale)]
+    data = [d for d in record.data if d.role != "evaluate" or d.name not in names]
+    data += [DataUse(name=s.name, role="evaluate", count=len(s), digest=s.digest(scale)) for s in sets]
+    return _tell(weights, record.model_copy(update={"rows": rows, "summary": summarise(rows), "data": data}))
