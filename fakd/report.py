@@ -88,6 +88,11 @@ def _distilled_words(record: Record, name: str, images: str) -> list[str]:
     return said
 
 # %% ../nbs/80_report.ipynb #02a25fe8
+def _without_teacher(record: Record) -> bool:
+    "Whether a student learned from the ground truth alone, as with `loss=DS`: then nothing was distilled."
+    return record.kind == "distill" and record.resolved.get("teacher") == "none"
+
+
 def _network_words(record: Record, name: str, images: str) -> list[str]:
     "A sentence about the network of a run without distillation, on one set."
     bicubic = _mean(record, "bicubic", name)
@@ -107,7 +112,7 @@ def finding(
     sets = result_table(record).sets
     if not sets:
         return "No image was scored, so this run found nothing."
-    if record.kind != "distill":
+    if record.kind != "distill" or _without_teacher(record):
         return " ".join(s for n, k in sets for s in _network_words(record, n, _images(k))) or "Only bicubic was scored."
     said = _distilled_words(record, sets[0][0], _images(sets[0][1]))
     more = [f"{name} {signed(sum(gain.values()) / len(gain))} dB ({_share(gain)})"
@@ -276,10 +281,11 @@ def _head(record: Record) -> dict[str, Any]:
     scale = known.get("scale", "?")
     titles = {"distill": f"{_network(record.teacher)} distilled into {student}, \u00d7{scale}",
               "teacher": f"{student} trained for \u00d7{scale}"}
+    kind = "teacher" if _without_teacher(record) else record.kind
     loss = str(known.get("loss") or "").replace("*", "\u202f").replace("+", " + ")
     facts = [loss and f"Loss {loss}", f"{known['steps']} steps" if known.get("steps") else "",
              f"training set {known['data']}" if known.get("data") else "", f"seed {known.get('seed', 'unknown')}"]
-    return {"title": titles.get(record.kind, f"{student} at \u00d7{scale}"), "finding": finding(record), "scale": scale,
+    return {"title": titles.get(kind, f"{student} at \u00d7{scale}"), "finding": finding(record), "scale": scale,
             "subtitle": ", ".join(f for f in facts if f), "kind": record.kind, "run_id": record.run_id,
             "day": record.finished[:10]}
 
