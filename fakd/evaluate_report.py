@@ -16,7 +16,7 @@ from .core import root
 from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
-from .report import Page, inline_svg, page_origin, picture, write_rows
+from .report import Page, _figure_files, inline_svg, page_origin, picture, write_rows
 
 # %% auto #0
 __all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
@@ -336,7 +336,7 @@ def evaluation_page(
         "perception": perception_table(record), "published": _narrow(published_tables(record)),
         "image_tables": _every_image(record), **cost_parts(record),
         "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
-        **page_origin(record),
+        **page_origin(record), "figures": _figure_files(run),
     }
     write_rows(record, run.dir / "report.csv")
     return Page("evaluate.html.j2", title, parts).write(run.dir / "report.html")

@@ -490,6 +490,11 @@ def write_rows(
     return Path(path)
 
 
+def _figure_files(run: Run) -> list[tuple[str, list[str]]]:
+    "Write the figures for papers; their names, with the PDF and the PNG of each."
+    return [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in write_figures(run)]
+
+
 def run_page(
     run: Run,  # with a record
 ) -> Path:     # of report.html
@@ -498,8 +503,7 @@ def run_page(
     compared = [_comparison(scene, record) for scene in scenes(run)[:MOST_IMAGES]]
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
              "comparisons": compared, **_affinity(run, record), **page_origin(record)}
-    pdfs = write_figures(run)
-    parts["figures"] = [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in pdfs]
+    parts["figures"] = _figure_files(run)
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 
