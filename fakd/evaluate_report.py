@@ -13,7 +13,7 @@ from .core import root
 from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
-from .report import Page, comparison, inline_svg, page_origin, score_texts, write_rows
+from .report import Page, comparison, figure_links, inline_svg, page_origin, score_texts, write_rows
 
 # %% auto #0
 __all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
@@ -298,7 +298,8 @@ def _every_image(record: Record) -> list[dict[str, Any]]:
         for name, _ in _sets(rows):
             mine = {(r.image, r.method): r for r in rows if r.set == name}
             methods = list(dict.fromkeys(method for _, method in mine))
-            lines = [(image, [score_texts(mine[image, m]) for m in methods]) for image in dict.fromkeys(i for i, _ in mine)]
+            images = dict.fromkeys(i for i, _ in mine)
+            lines = [(image, [score_texts(mine[image, m]) for m in methods]) for image in images]
             tables.append({"set": f"{name}, \u00d7{scale}", "heads": methods, "lines": lines})
     return tables
 
@@ -318,9 +319,7 @@ def evaluation_page(
         "perception": perception_table(record), "published": _narrow(published_tables(record)),
         "image_tables": _every_image(record), **cost_parts(record),
         "pareto": _pareto_panels(record), "comparisons": [_comparison(scene) for scene in scenes(run)],
-        "figures": [(p.stem, [f"figures/{p.stem}{s}" for s in (".pdf", ".png")])
-                    for p in sorted((run.dir / "figures").glob("*.pdf"))],
-        **page_origin(record),
+        **page_origin(record), "figures": figure_links(run),
     }
     write_rows(record, run.dir / "report.csv")
     return Page("evaluate.html.j2", title, parts).write(run.dir / "report.html")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .affinity_views import query_views
-from .figures import crop_figures, curve_columns, curve_figure, gain_figure, gains, save_figure, scenes
+from .figures import crop_figures, curve_columns, curve_figure, gain_figure, gains, save_figure, scale_of, scenes
 from .record import Run, read_history
 
 # %% auto #0
@@ -20,11 +20,14 @@ def write_figures(
 ) -> list[Path]:   # the PDFs, in the order above; a PNG of the same name lies beside each
     "Write the figures of a run, as a paper prints them, into its folder `figures`."
     rows, history, figures = run.record.rows, read_history(run), {}
+    several = len({row.scale for row in rows}) > 1  # an evaluation
     if any(gains(rows, name) for name in {row.set for row in rows}):
         figures["gain"] = gain_figure(rows)
     if curve_columns(history):
         figures["curves"] = curve_figure(history)
-    figures |= {f"crops-{s.set}-{s.image}": fig for s, fig in zip(scenes(run), crop_figures(run), strict=True)}
+    for scene, fig in zip(scenes(run), crop_figures(run), strict=True):
+        at = f"x{scale_of(scene.images)}-" if several else ""
+        figures[f"crops-{at}{scene.set}-{scene.image}"] = fig
     figures |= {f"affinity-{i}": fig for i, fig in enumerate(query_views(run))}
     for name, fig in figures.items():
         for suffix in (".png", ".pdf"):

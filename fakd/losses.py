@@ -275,7 +275,8 @@ def _check_pairs(spec: str, users: list[str], student: list[Any], teacher: list[
         strict = [n for n in users if LOSSES[n].channels == "equal"]
         if strict and s_c != t_c:
             raise FakdError(
-                f"loss {spec}: {', '.join(strict)} needs equal channels; {s_name} has {s_c}, {t_name} has {t_c}."
+                f"loss {spec}: {', '.join(strict)} needs equal channels; "
+                f"the student's {s_name} has {s_c}, the teacher's {t_name} has {t_c}."
             )
 
 # %% ../nbs/48_losses.ipynb #413dd0e0

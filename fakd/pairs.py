@@ -176,8 +176,8 @@ def _check_pairs(
             raise FakdError(f"{pair.name}: this pair has scale {pair.scale}, not {scale}.")
         if min(h, w) < patch_px:
             largest = min(min(p.lr_img.shape[:2]) for p in images)
-            raise FakdError(f"{pair.name}: its LR image of {w}x{h} pixels is smaller than patch_px {patch_px}. "
-                            f"Use patch_px <= {largest} or larger images.")
+            cure = f"Use patch_px <= {largest} or larger images." if largest >= 4 else "Leave it out."  # a run's least
+            raise FakdError(f"{pair.name}: its LR image of {w}x{h} pixels is smaller than patch_px {patch_px}. {cure}")
 
 # %% ../nbs/15_pairs.ipynb #64d07a7d
 def _stack(

@@ -35,7 +35,7 @@ from .record import METHODS, Record, Row, Run, find_runs, known_methods, read_hi
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts',
-           'read_images', 'comparison', 'page_origin', 'write_rows', 'run_page', 'index_page']
+           'read_images', 'comparison', 'page_origin', 'write_rows', 'figure_links', 'run_page', 'index_page']
 
 # %% ../nbs/80_report.ipynb #4f3e25a1
 def _mean(record: Record, method: str, name: str) -> float | None:
@@ -88,6 +88,11 @@ def _distilled_words(record: Record, name: str, images: str) -> list[str]:
     return said
 
 # %% ../nbs/80_report.ipynb #02a25fe8
+def _without_teacher(record: Record) -> bool:
+    "Whether a student learned from the ground truth alone, as with `loss=DS`: then nothing was distilled."
+    return record.kind == "distill" and record.resolved.get("teacher") == "none"
+
+
 def _network_words(record: Record, name: str, images: str) -> list[str]:
     "A sentence about the network of a run without distillation, on one set."
     bicubic = _mean(record, "bicubic", name)
@@ -107,7 +112,7 @@ def finding(
     sets = result_table(record).sets
     if not sets:
         return "No image was scored, so this run found nothing."
-    if record.kind != "distill":
+    if record.kind != "distill" or _without_teacher(record):
         return " ".join(s for n, k in sets for s in _network_words(record, n, _images(k))) or "Only bicubic was scored."
     said = _distilled_words(record, sets[0][0], _images(sets[0][1]))
     more = [f"{name} {signed(sum(gain.values()) / len(gain))} dB ({_share(gain)})"
@@ -276,10 +281,11 @@ def _head(record: Record) -> dict[str, Any]:
     scale = known.get("scale", "?")
     titles = {"distill": f"{_network(record.teacher)} distilled into {student}, \u00d7{scale}",
               "teacher": f"{student} trained for \u00d7{scale}"}
+    kind = "teacher" if _without_teacher(record) else record.kind
     loss = str(known.get("loss") or "").replace("*", "\u202f").replace("+", " + ")
     facts = [loss and f"Loss {loss}", f"{known['steps']} steps" if known.get("steps") else "",
              f"training set {known['data']}" if known.get("data") else "", f"seed {known.get('seed', 'unknown')}"]
-    return {"title": titles.get(record.kind, f"{student} at \u00d7{scale}"), "finding": finding(record), "scale": scale,
+    return {"title": titles.get(kind, f"{student} at \u00d7{scale}"), "finding": finding(record), "scale": scale,
             "subtitle": ", ".join(f for f in facts if f), "kind": record.kind, "run_id": record.run_id,
             "day": record.finished[:10]}
 
@@ -488,6 +494,15 @@ def write_rows(
     return Path(path)
 
 
+def figure_links(
+    run: Run,                          # with a record
+) -> list[tuple[str, list[str]]]:      # name, and the places of its PDF and PNG relative to the run
+    "Write the figures for papers; an evaluation has its Pareto figures already, which are linked too."
+    made = write_figures(run)
+    pdfs = [*made, *sorted(set((run.dir / "figures").glob("*.pdf")) - set(made))]
+    return [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in pdfs]
+
+
 def run_page(
     run: Run,  # with a record
 ) -> Path:     # of report.html
@@ -499,8 +514,7 @@ def run_page(
         compared.append({**comparison(scene, partial(name_of, record)), "gain": None if gain is None else signed(gain)})
     parts = {**_head(record), **_results(record), **_every_image(record), **_training(run, record),
              "comparisons": compared, **_affinity(run, record), **page_origin(record)}
-    pdfs = write_figures(run)
-    parts["figures"] = [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in pdfs]
+    parts["figures"] = figure_links(run)
     write_rows(record, run.dir / "report.csv")
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 

@@ -55,7 +55,8 @@ def net_names(
     for path in paths:
         run = path.parent.parent if path.parent.name == "weights" else Path()
         name = f"{run.name}/{path.stem}" if (run / "record.json").is_file() else path.stem
-        same = sum(n == name or n.startswith(f"{name} (") for n in ("bicubic", "lr", "hr", *names))  # not the baseline's
+        taken = ("bicubic", "lr", "hr", *names)  # a file's name must not be that of the baseline
+        same = sum(n == name or n.startswith(f"{name} (") for n in taken)
         names.append(f"{name} ({same + 1})" if same else name)
     return names
 

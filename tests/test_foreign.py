@@ -81,7 +81,7 @@ def test_dctlsa_is_tapped_at_its_thirds_without_being_told(tmp_path):
     assert "c2 (55, 16, 16)" in repr(setup)
     with pytest.raises(FakdError, match=r'tap "c9": no such place in dctlsa. Did you mean "c'):
         prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), taps="[last=c9]"))
-    with pytest.raises(FakdError, match="CA needs equal channels; group0 has 8, c2 has 55"):
+    with pytest.raises(FakdError, match="CA needs equal channels; the student's group0 has 8, the teacher's c2 has 55"):
         prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), loss="DS+CA"))
     with pytest.raises(FakdError, match="for scale 4, the run for scale 2"):
         prepare(DistillConfig(**SMALL, scale=2, teacher=file, out_dir=str(tmp_path)))

@@ -467,7 +467,8 @@ def test_every_line_of_the_table_is_complete(name):
 def test_unequal_channels_are_refused_adapted_or_taken_as_the_table_says(name):
     narrow, wide = ({str(i): (c, 5, 5) for i in range(2)} for c in (4, 6))
     if LOSSES[name].channels == "equal":
-        with pytest.raises(FakdError, match=f"{name} needs equal channels; 0 has 4, 0 has 6"):
+        said = f"{name} needs equal channels; the student's 0 has 4, the teacher's 0 has 6"
+        with pytest.raises(FakdError, match=said):
             DistillLoss(f"DS+{name}", narrow, wide)
     else:
         learned = list(DistillLoss(f"DS+{name}", narrow, wide).parameters())

@@ -142,6 +142,8 @@ def test_small_images_and_wrong_scales_are_refused_by_name():
     pair = coordinates("tiny", 7, 30, 2)
     with pytest.raises(FakdError, match="tiny: its LR image of 30x7 pixels .* patch_px 8. Use patch_px <= 7"):
         Patches([coordinates("a", 20, 20, 2), pair], 2, 8)
+    with pytest.raises(FakdError, match="3x3 pixels .* Leave it out."):  # no run accepts patch_px 3
+        Patches([coordinates("a", 20, 20, 2), coordinates("b", 3, 3, 2)], 2, 8)
     with pytest.raises(FakdError, match="tiny: this pair has scale 2, not 4"):
         Patches([pair], 4, 4)
     with pytest.raises(FakdError, match="no images"):
