@@ -27,7 +27,7 @@ test: $(INSTALLED) ## run every check; ends with "N passed, N failed"
 
 lab: $(INSTALLED) ## open JupyterLab at the main notebook; options: make lab ARGS="--no-browser --port 8890"
 	@echo "Opening JupyterLab; stop it with Ctrl-C"
-	@$(BIN)/jupyter-lab $(ARGS) nbs/run_distill.ipynb
+	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" $(ARGS) nbs/run_distill.ipynb
 
 export: $(INSTALLED) ## after editing a notebook: write fakd/*.py, clean the notebooks, render README.md
 	@echo "Exporting nbs/*.ipynb to fakd/*.py"
