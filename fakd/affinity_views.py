@@ -513,9 +513,9 @@ def progress_view(
         return Figures()
     taps = next(iter(progress.values())).taps
     with figure_style(theme):
-        fig = blank_figure(7, 2.2)
+        fig = blank_figure(7, 2.45)
         panels = fig.subplots(1, len(taps), sharey=True, squeeze=False)[0]
-        fig.subplots_adjust(0.08, 0.2, 0.99, 0.88, wspace=0.12)
+        fig.subplots_adjust(0.08, 0.18, 0.99, 0.79, wspace=0.12)
         for i, axes in enumerate(panels):
             for method, past in progress.items():
                 style = line_style(method, theme)
@@ -525,7 +525,7 @@ def progress_view(
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(" = ".join(dict.fromkeys(taps[i].split("="))), loc="left")
         panels[0].set(ylabel="mean |\u0394 affinity|", ylim=(0, None))
-        panels[-1].legend(loc="lower left" if len(panels) > 1 else "best")
+        fig.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(progress), borderaxespad=0)
     return Figures([fig])
 
 # %% ../nbs/72_affinity_views.ipynb #a855534b
