@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,12 +24,12 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .core import FakdError, atomic_write
+from .core import FakdError, atomic_write, root
 
 # %% auto #0
-__all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'set_label', 'compare_sets', 'summarise', 'left_out', 'gains',
-           'left_out_words', 'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run',
-           'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
+__all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
+           'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run', 'read_record', 'write_record',
+           'find_runs', 'artefacts', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
 METHODS = ("bicubic", "teacher", "plain", "plain_equal_time", "distilled")
@@ -64,6 +64,15 @@ class Row(BaseModel):
         bad = [f"{k} is {v}" for k, v in (("psnr_y", psnr_y), ("ssim_y", ssim_y)) if not math.isfinite(v)]
         return cls(method=method, set=set_name, image=image, scale=scale, note=", ".join(bad),
                    psnr_y=psnr_y if math.isfinite(psnr_y) else None, ssim_y=ssim_y if math.isfinite(ssim_y) else None)
+
+    @staticmethod
+    def set_label(
+        name: str,              # of a set
+        scale: int,             # 2, 3, 4 or 8
+        scales: Iterable[int],  # all scales beside it
+    ) -> str:
+        "A set's name in means and data: with its scale, where there are several."
+        return name if len(set(scales)) == 1 else f"{name}, x{scale}"
 
     @property
     def quality(self) -> float:
@@ -118,19 +127,10 @@ def _why_not(of_image: Mapping[str, list[Row]], methods: Iterable[str]) -> str:
                 reasons.setdefault(f"{len(several)} rows of this name", []).append(method)
     return "; ".join(f"{reason} for {', '.join(who)}" for reason, who in reasons.items())
 
-# %% ../nbs/05_record.ipynb #7df55521
-def set_label(
-    name: str,              # of a set
-    scale: int,             # 2, 3, 4 or 8
-    scales: Sequence[int],  # all scales of the evaluation
-) -> str:
-    "A set's name in means and data: with its scale, where there are several."
-    return name if len(set(scales)) == 1 else f"{name}, x{scale}"
-
-
+# %% ../nbs/05_record.ipynb #79ef471e
 def compare_sets(
     rows: Iterable[Row],      # of any methods, sets and scales
-) -> dict[str, Compared]:     # by `set_label`, in the order of the rows
+) -> dict[str, Compared]:     # by `Row.set_label`, in the order of the rows
     "What can be compared in each set: only images that every method of the set has, with finite scores."
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
@@ -142,7 +142,7 @@ def compare_sets(
         for row in group:
             by_image.setdefault(row.image, {}).setdefault(row.method, []).append(row)
         why = {image: _why_not(of_image, methods) for image, of_image in by_image.items()}
-        found[set_label(name, scale, [s for _, s in groups])] = Compared(
+        found[Row.set_label(name, scale, [s for _, s in groups])] = Compared(
             name, scale, methods, [i for i in why if not why[i]], {i: w for i, w in why.items() if w},
             {(m, i): same[0] for i, of_image in by_image.items() for m, same in of_image.items()},
         )
@@ -271,8 +271,9 @@ def _plain(obj: Any) -> Any:
 # %% ../nbs/05_record.ipynb #3da851d9
 def environment() -> dict[str, Any]:
     "Python, machine, threads, GPU, versions of every requirement, and the git commit if there is one."
+    names = sorted({re.split(r"[\s<>=!~;\[(]", r)[0] for r in metadata.requires("fakd") or [] if "extra" not in r})
     versions: dict[str, str | None] = {}
-    for name in _requirements():
+    for name in names:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -283,15 +284,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None, "versions": versions, "git": _git(),
     }
-
-# %% ../nbs/05_record.ipynb #fe1325d7
-def _requirements() -> list[str]:
-    "fakd and what it needs; a copy that is not installed does not say what that is."
-    try:
-        needed = [r for r in metadata.requires("fakd") or [] if "extra" not in r]
-    except metadata.PackageNotFoundError:
-        needed = ["torch", "numpy"]
-    return sorted({"fakd", *(re.split(r"[\s<>=!~;\[(]", r)[0] for r in needed)})
 
 
 def _cpu_name() -> str:
@@ -304,19 +296,13 @@ def _cpu_name() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    "Commit of the checkout that this code lies in, and whether the tree had changes; None where there is none."
-    folder = Path(str(resources.files("fakd"))).resolve().parent
-    others = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
-
-    def ask(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True, env=others)
-        return done.stdout.decode(errors="replace").strip()
-
+    "Commit of the project's checkout, and whether the tree had changes."
     try:
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() != folder:  # a package inside somebody's repository
-            return None
-        return {"commit": ask("rev-parse", "HEAD"), "clean": not ask("status", "--porcelain")}
-    except (OSError, subprocess.CalledProcessError):  # no git, no checkout, or one of another owner
+        call = ["git", "-C", str(root())]
+        commit = subprocess.run([*call, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*call, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return {"commit": commit, "clean": not changes.strip()}
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 # %% ../nbs/05_record.ipynb #57c46268

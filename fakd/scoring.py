@@ -21,10 +21,10 @@ from .complexity import describe_net, latencies, peak_memory
 from .config import EvaluateConfig, find_weights
 from .core import FakdError, code_digest, digest, find_path, root, set_threads, write_image
 from .degrade import imresize
-from .evaluate import bicubic_rows, evaluate, super_resolve
+from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from .foreign import load_any
 from .metrics import perceptual_measures
-from .record import DataUse, Record, Row, Run, artefacts, compare_sets, environment, now, set_label, summarise, write_record  # noqa: E501
+from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
 from .weights import net_digest
 
 # %% auto #0
@@ -122,7 +122,7 @@ def prepare_evaluation(
     about = {name: _about(net.requires_grad_(False), str(sources[name])) for name, net in nets.items()}
     sets = [image_set(name.strip()) for name in str(cfg.benchmarks).split("+")]
     scales = sorted({net.scale for net in nets.values()})
-    data = [DataUse(name=set_label(s.name, scale, scales), role="evaluate", count=len(s), digest=s.digest(scale))
+    data = [DataUse(name=Row.set_label(s.name, scale, scales), role="evaluate", count=len(s), digest=s.digest(scale))
             for scale in scales for s in sets]
     code = code_digest()
     whole = digest({
@@ -159,26 +159,13 @@ def _keep_images(
     for scale in scales:
         for images in evaluation.sets[: max(1, KEPT_IMAGES // len(scales))]:
             rows = [r for r in evaluation.rows if (r.scale, r.set) == (scale, images.name)]
-            names, image = _worth_seeing(rows, list(evaluation.nets))
+            names, image = worth_seeing(rows, list(evaluation.nets), KEPT_NETS)
             pair = next(p for p in images.pairs(scale) if p.name == image)
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, scale)}
             shown |= {name: make(evaluation.nets[name], pair.lr_img) for name in names}
             for name, img in shown.items():
                 folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / f"{images.name}--{image}"
                 write_image(folder / f"{quote(name, safe='')}.png", img)
-
-
-def _worth_seeing(
-    rows: Sequence[Row],   # of one set and scale
-    names: Sequence[str],  # of networks
-) -> tuple[list[str], str]:  # the best networks, in the order given, and an image
-    "The best networks on a set, and the image on which one of them gains most over bicubic: of those that count."
-    (found,) = compare_sets(rows).values()
-    measured = [name for name in names if name in found.methods]
-    best = sorted(measured, key=lambda name: -(found.mean(name) or 0.0))[:KEPT_NETS]
-    gain = {image: max(found.rows[name, image].quality for name in best) - found.rows["bicubic", image].quality
-            for image in found.images if best and "bicubic" in found.methods}
-    return [n for n in measured if n in best], max(gain, key=lambda image: gain[image], default=rows[0].image)
 
 # %% ../nbs/64_scoring.ipynb #f50eb6aa
 def measure_scores(
