@@ -11,6 +11,7 @@ import html
 import inspect
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +19,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from .benchmarks import found_benchmarks, image_set
-from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, root
+from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
@@ -346,7 +347,7 @@ def find_weights(
 ) -> list[Path]:    # each once, relative to the project where they lie in it
     "The weights files that are meant: of a folder its own, of a run or a folder of runs those of finished runs."
     found: dict[Path, None] = {}
-    for part in [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]:
+    for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
             files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
@@ -360,7 +361,7 @@ def find_weights(
         if not files:
             raise FakdError(f"weights {part}: no weights file there. Accepted: {', '.join(_WEIGHTS)}, "
                             "a folder of them, a finished run or a folder of runs.")
-        found.update(dict.fromkeys(p.relative_to(root()) if p.is_relative_to(root()) else p for p in sorted(files)))
+        found.update(dict.fromkeys(portable(p) for p in sorted(files)))
     return list(found)
 
 # %% ../nbs/56_config.ipynb #1f6558d1
@@ -404,7 +405,7 @@ def split_teachers(
     text: str,      # one teacher, or several joined by +
 ) -> list[str]:     # a file whose own name has a + stays whole
     "The teachers that are meant."
-    return [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]
+    return [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]
 
 
 def find_teacher(
@@ -420,16 +421,16 @@ def find_teacher(
         if not path.is_file():
             raise FakdError(f"teacher {text}: no such weights file.")
         net_or_file(str(path), "teacher", scale)
-        return path.relative_to(root()) if path.is_relative_to(root()) else path
+        return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
-    for place in ("data/weights/*.safetensors", "reports/runs/teacher-*/weights/*.safetensors"):
-        for path in sorted(root().glob(place)):
-            has = read_state(path)[1]
-            if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
-                return path.relative_to(root())
+    shipped, runs = places("data/weights"), places("reports/runs")
+    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
+        has = read_state(path)[1]
+        if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
+            return portable(path)
     raise FakdError(
-        f"teacher {wanted} x{scale}: "
-        "no weights for it in data/weights or among the teacher runs. "
+        f"teacher {wanted} x{scale}: no weights for it. Looked in {', '.join(map(str, [*shipped, *runs]))}. "
         "Give a weights file, or train one with nbs/run_teacher.ipynb."
     )
 

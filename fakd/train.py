@@ -24,7 +24,7 @@ from .affinity import pixel_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
-from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
+from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import Foreign, as_net, load_any, spec_of
@@ -32,7 +32,7 @@ from .losses import DistillLoss, loss_memory
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
-from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
+from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
@@ -323,7 +323,7 @@ def _folder(setup: Setup) -> Run:
     "The run's folder: a new one, the unfinished one of the same digest, or the one that was asked for."
     cfg = setup.config
     if cfg.resume in ("auto", "never"):
-        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", root() / cfg.out_dir, resume=cfg.resume == "auto")
+        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", runs_folder(cfg.out_dir), resume=cfg.resume == "auto")
     run = Run.open(find_path(cfg.resume))
     if run.finished:
         raise FakdError(f"resume {cfg.resume}: this run is finished. Start a new run, or give an unfinished one.")
