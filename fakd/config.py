@@ -208,6 +208,9 @@ class DistillConfig(TrainConfig):
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
+    equal_time: bool | None = _field(
+        None, "also train it without a teacher for the time that the distilled run takes; None: the preset's"
+    )
 
     @field_validator("taps", mode="before")
     @classmethod
@@ -243,6 +246,13 @@ class DistillConfig(TrainConfig):
             chosen["teacher"] = "+".join(map(str, found))
             if "maps" not in loss:
                 chosen["taps"] = []
+        if not (loss and self.compare):
+            if self.equal_time:
+                raise FakdError("equal_time compares with a student that learns without a teacher: it needs "
+                                "compare=True and a loss with a teacher.")
+            chosen["equal_time"] = False
+        elif self.equal_time is None:
+            chosen.setdefault("equal_time", False)
         return _finish(self, chosen)
 
 # %% ../nbs/56_config.ipynb #e36d57da
@@ -481,6 +491,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
         "schedule": "cosine(warmup=20)",
         "clip_norm": 0.0,
         "ema": 0.0,
+        "equal_time": True,
     }
 
 
@@ -493,6 +504,7 @@ def _small(name: str, scale: int) -> dict[str, Any]:
         "patch_px": 48,
         "learn_rate": 5e-4,
         "schedule": "cosine(warmup=500)",
+        "equal_time": False,  # a third training of hours only where it is asked for
     }
 
 # %% ../nbs/56_config.ipynb #18d15d83
