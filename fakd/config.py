@@ -209,6 +209,9 @@ class DistillConfig(TrainConfig):
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
+    equal_time: bool | None = _field(
+        None, "also train it without a teacher for the time that the distilled run takes; None: the preset's"
+    )
 
     @field_validator("taps", mode="before")
     @classmethod
@@ -232,19 +235,33 @@ class DistillConfig(TrainConfig):
         chosen = fill(self, PRESETS[pick(self.preset, PRESETS, "preset")](name, self.scale))
         if role == "spec":
             chosen["student"] = str_net(self.student, "student" if self.preset == "paper" else "mini_student")
-        loss = DistillLoss.needs_of(self.loss)
-        if not loss:
-            if self.teacher not in (None, "none"):
-                raise FakdError(f"loss {self.loss} looks at no teacher, and teacher is {self.teacher}. "
-                                "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
-            chosen |= {"compare": False, "teacher": "none", "taps": []}
-        else:
-            wanted = split_teachers(self.teacher or chosen["teacher"])
-            found = [find_teacher(text, self.scale, self.preset) for text in wanted]
-            chosen["teacher"] = "+".join(map(str, found))
-            if "maps" not in loss:
-                chosen["taps"] = []
-        return _finish(self, chosen)
+        return _finish(self, chosen | _teaching(self, chosen))
+
+# %% ../nbs/56_config.ipynb #e9a1c0d9
+def _teaching(
+    config: DistillConfig,      # what was given
+    chosen: Mapping[str, Any],  # what the preset decided
+) -> dict[str, Any]:            # teacher, taps, and with whom the student is compared
+    "What follows from the loss: one that looks at no teacher needs none, and leaves nothing to compare."
+    needs, found = DistillLoss.needs_of(config.loss), {}
+    if not needs:
+        if config.teacher not in (None, "none"):
+            raise FakdError(f"loss {config.loss} looks at no teacher, and teacher is {config.teacher}. "
+                            "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
+        found = {"compare": False, "teacher": "none", "taps": []}
+    else:
+        wanted = split_teachers(config.teacher or chosen["teacher"])
+        found["teacher"] = "+".join(str(find_teacher(text, config.scale, config.preset)) for text in wanted)
+        if "maps" not in needs:
+            found["taps"] = []
+    if not (needs and config.compare):
+        if config.equal_time:
+            raise FakdError("equal_time compares with a student that learns without a teacher: it needs "
+                            "compare=True and a loss with a teacher.")
+        found["equal_time"] = False
+    elif config.equal_time is None:
+        found["equal_time"] = chosen.get("equal_time", False)
+    return found
 
 # %% ../nbs/56_config.ipynb #e36d57da
 class TeacherConfig(TrainConfig):
@@ -482,6 +499,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
         "schedule": "cosine(warmup=20)",
         "clip_norm": 0.0,
         "ema": 0.0,
+        "equal_time": True,
     }
 
 
@@ -494,6 +512,7 @@ def _small(name: str, scale: int) -> dict[str, Any]:
         "patch_px": 48,
         "learn_rate": 5e-4,
         "schedule": "cosine(warmup=500)",
+        "equal_time": False,  # a third training of hours only where it is asked for
     }
 
 # %% ../nbs/56_config.ipynb #18d15d83
