@@ -137,8 +137,9 @@ def latencies(
     finally:
         for module, mode in modes:
             module.training = mode
-    ends = {kind: np.percentile(passes, [50, 25, 75]).tolist() for kind, passes in times.items()}
-    return {name: Latency(*ends[kind], len(times[kind])) for name, kind in kinds.items()}
+    ends = {kind: np.percentile(passes, [25, 50, 75]).tolist() for kind, passes in times.items()}
+    return {name: Latency(ends[kind][1], ends[kind][0], ends[kind][2], len(times[kind]))
+            for name, kind in kinds.items()}
 
 
 def latency(

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .core import root
+from .core import home
 from .download import DataTable
-from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scale_of, scenes, signed
+from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, compare_sets, left_out, left_out_words, summarise
 from .report import Page, comparison, figure_links, inline_svg, page_origin, score_texts, write_rows
 
@@ -106,7 +106,8 @@ def variant_tables(
         if lines:
             note = ("A plus marks the mean over eight views of the input; tiles have the given side in low-resolution "
                     "pixels, and images that fit into one are the same. Difference: PSNR less that of the first use.")
-            tables.append(ResultTable(_sets(rows), lines, f"{_NOTE.format(scale)}{note} {left_out_words(rows)}".strip()))
+            note = f"{_NOTE.format(scale)}{note} {left_out_words(rows)}".strip()
+            tables.append(ResultTable(_sets(rows), lines, note))
     return tables
 
 # %% ../nbs/83_evaluate_report.ipynb #538e19ab
@@ -152,7 +153,7 @@ def published_rows(
 ) -> dict[str, dict[str, Any]]:  # title -> params, macs (at 2304 LR positions) and `means` by set
     "FAKD's Table 3 from data/published, at one scale."
     found: dict[str, dict[str, Any]] = {}
-    with open(root() / "data/published/fakd_table.csv", newline="", encoding="utf-8") as file:
+    with open(home() / "data/published/fakd_table.csv", newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             if int(line["scale"]) == scale:
                 title = _ROLES[line["role"]].format(line["network"])
@@ -271,7 +272,8 @@ def _comparison(
     best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].quality, default="")
     parts = comparison(scene, lambda name: TITLES.get(name, name))
     crops = [{**crop, "best": crop["method"] == best} for crop in parts["crops"]]
-    return {**parts, "crops": crops, "set": f"{scene.set}, \u00d7{scale_of(scene.images)}"}
+    scale = next((row.scale for row in scene.scores.values()), "?")
+    return {**parts, "crops": crops, "set": f"{scene.set}, \u00d7{scale}"}
 
 # %% ../nbs/83_evaluate_report.ipynb #ed7c0114
 def evaluation_finding(
