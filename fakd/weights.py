@@ -78,7 +78,8 @@ def _objects(path: Path) -> str:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # damaged, or of the old format: the reader's own reason is said anyway
         return ""
-    return f": it holds {', '.join(found[:3])}. Of a whole pickled module, save its state_dict() instead" if found else ""
+    named = ", ".join(found[:3])
+    return f": it holds {named}. Of a whole pickled module, save its state_dict() instead" if found else ""
 
 # %% ../nbs/36_weights.ipynb #0ef4328f
 def read_state(
@@ -99,7 +100,8 @@ def read_state(
             state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as fault:
         why = str(fault).strip().split("\n")[0].split(". ")[0] or type(fault).__name__  # the rest is advice to trust it
-        raise FakdError(f"{path}: not a readable weights file, or one that would run code ({why}{_objects(path)}).") from None
+        why += _objects(path)
+        raise FakdError(f"{path}: not a readable weights file, or one that would run code ({why}).") from None
     state, notes = _unwrap(state)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FakdError(f"{path}: holds no state dict (names to tensors).")
