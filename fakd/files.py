@@ -140,7 +140,7 @@ _lock, _bounds = Lock(), 0
 def memory_bound(
     extra: int,  # bytes above what the process has now
 ) -> Iterator[None]:
-    "While it lasts, taking more fails with a `MemoryError` or the library's own; within another bound it changes nothing."
+    "While it lasts, taking more fails as if memory were full; within another bound it changes nothing."
     global _bounds
     with _lock:
         _bounds += 1
