@@ -70,7 +70,7 @@ def read_text(
     except (OSError, ValueError) as fault:
         raise FakdError(f"{path}: not a readable {what} ({fault}).") from None
 
-
+# %% ../nbs/02_files.ipynb #e425c3ac
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is not a finite number")
