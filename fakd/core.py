@@ -27,9 +27,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'parse_spec', 'root', 'home', 'places',
-           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'read_image', 'write_image', 'list_images',
-           'to_batch', 'quantise', 'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16',
+__all__ = ['MOST_SPEC', 'IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root',
+           'home', 'places', 'static', 'expand', 'find_path', 'portable', 'atomic_write', 'read_image', 'write_image',
+           'list_images', 'to_batch', 'quantise', 'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16',
            'choose_precision', 'cpu_quota', 'set_threads', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
@@ -90,22 +90,34 @@ def _split(text: str, mark: str) -> list[str]:
     return [p.strip() for p in parts]
 
 
-def _value(text: str) -> Any:
-    "A literal, or the bare word itself."
+def literal(
+    text: str,  # such as `[1, 2]`, `0.5` or `"a text"`
+) -> Any:       # what it stands for
+    "The value of a Python literal; nothing is executed."
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
-            return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        raise FakdError(f'"{text}" is no value: use a number, True, False, None, a word or "text".') from None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+        raise FakdError(f'"{text[:60]}" is no value: use a number, True, False, None, a word or "text".') from None
+
+
+def _value(text: str) -> Any:
+    "A literal, or the bare word itself."
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return literal(text)
 
 # %% ../nbs/00_core.ipynb #13d60a0b
+MOST_SPEC = 10_000  # characters
+
+
 def parse_spec(
     text: str,    # such as `0.5*DS+0.5*TS+10*SA` or `rcan(n_feats=32)`
 ) -> list[Spec]:  # one entry a term, in order
     "Read `weight*name(key=value, ...)` terms joined by `+`; literals only, nothing is executed."
+    if len(text := str(text).strip()) > MOST_SPEC:
+        raise FakdError(f'spec "{text[:60]}...": {len(text)} characters, at most {MOST_SPEC} are read.')
     terms = []
-    for part in _split(str(text).strip(), "+"):
+    for part in _split(text, "+"):
         match = _TERM.match(part)
         if not match:
             raise FakdError(
