@@ -94,8 +94,8 @@ def guess_net(
     )
 
 def _recognised(
-    state: Mapping[str, Tensor],  # names as in the file
-) -> Mapping[str, Tensor]:        # the same, or the part of them under one prefix that is a network of fakd
+    state: dict[str, Tensor],  # names as in the file
+) -> dict[str, Tensor]:        # the same, or the part of them under one prefix that is a network of fakd
     "Without a prefix such as `model.` or `generator.`, where only then the names are those of a known network."
     prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in state)
     parts = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
