@@ -127,7 +127,7 @@ def _tiff16(path: Path, memory_mb: float | None) -> tuple[np.ndarray, bytes | No
         if page.compression in (8, 32946):
             size = 2 * page.samplesperpixel * max(tile, page.imagewidth * min(page.rowsperstrip, page.imagelength))
             for segment, _ in file.filehandle.read_segments(page.dataoffsets, page.databytecounts):
-                _count_inflated([segment or b""], size)
+                _count_inflated([segment if isinstance(segment, bytes) else b""], size)
         pixels = page.asarray().astype(np.uint16, copy=False)
         pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
         pixels = pixels.reshape(*pixels.shape[:2], -1)[:, :, : page.samplesperpixel - (0 in alphas)]  # 0: means nothing
@@ -185,7 +185,8 @@ def read_picture(
             frames = getattr(file, "n_frames", 1)
             if frames > 1 and file.format != "MPO":
                 raise ValueError(f"it holds {frames} pictures: save them one by one")
-            if file.format == "PPM" and file.mode == "RGB" and file.tile[0][0] == "ppm" and file.tile[0][3][1] > 255:
+            told = file.tile[0].args if file.format == "PPM" and file.mode == "RGB" else None
+            if isinstance(told, tuple) and told[-1] > 255:  # the largest value
                 raise ValueError("of 16-bit colour, PNG and TIFF are read")
             _must_fit(file.height, file.width, 16, memory_mb)
             profile, deep_png = file.info.get("icc_profile"), head[:4] == b"\x89PNG" and head[24] == 16
