@@ -200,7 +200,7 @@ def read_picture(
             return Picture(_upright(pixels, int(file.getexif().get(274, 1))), profile if kept else None)
     raise AssertionError
 
-
+# %% ../nbs/03_images.ipynb #691c28f0
 def read_image(
     path: str | Path,  # any file that `read_picture` takes
 ) -> np.ndarray:       # uint8, (h, w, 3), RGB
