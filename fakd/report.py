@@ -396,7 +396,8 @@ def page_origin(
 # %% ../nbs/80_report.ipynb #9585de50
 def _cell(value: Any) -> Any:
     "A value as a cell that no spreadsheet computes."
-    return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@") and value.strip() else value
+    formula = isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@"))
+    return f"'{value}" if formula else value
 
 
 def write_rows(

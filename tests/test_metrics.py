@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from fakd.core import FakdError, list_images, read_image
+from fakd.core import FakdError
+from fakd.images import list_images, read_image
 from fakd.metrics import (
     _learned,
     _stages,
