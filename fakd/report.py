@@ -415,7 +415,7 @@ def write_rows(
             out.writerow([_cell(value) for value in [*row.model_dump().values(), counts]])
     return Path(path)
 
-
+# %% ../nbs/80_report.ipynb #7393c9bb
 def figure_links(
     run: Run,                          # with a record
 ) -> list[tuple[str, list[str]]]:      # name, and the places of its PDF and PNG relative to the run

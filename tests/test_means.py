@@ -9,8 +9,7 @@ import pytest
 import skimage.data
 from fixtures import make_run_fixture
 
-from fakd.core import FakdError
-from fakd.images import write_image
+from fakd.core import FakdError, write_image
 from fakd.evaluate_report import (
     evaluation_finding,
     evaluation_page,
