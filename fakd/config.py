@@ -11,6 +11,7 @@ import html
 import inspect
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +19,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from .benchmarks import found_benchmarks, image_set
-from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, root
+from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
@@ -208,6 +209,9 @@ class DistillConfig(TrainConfig):
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
+    equal_time: bool | None = _field(
+        None, "also train it without a teacher for the time that the distilled run takes; None: the preset's"
+    )
 
     @field_validator("taps", mode="before")
     @classmethod
@@ -231,19 +235,33 @@ class DistillConfig(TrainConfig):
         chosen = fill(self, PRESETS[pick(self.preset, PRESETS, "preset")](name, self.scale))
         if role == "spec":
             chosen["student"] = str_net(self.student, "student" if self.preset == "paper" else "mini_student")
-        loss = DistillLoss.needs_of(self.loss)
-        if not loss:
-            if self.teacher not in (None, "none"):
-                raise FakdError(f"loss {self.loss} looks at no teacher, and teacher is {self.teacher}. "
-                                "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
-            chosen |= {"compare": False, "teacher": "none", "taps": []}
-        else:
-            wanted = split_teachers(self.teacher or chosen["teacher"])
-            found = [find_teacher(text, self.scale, self.preset) for text in wanted]
-            chosen["teacher"] = "+".join(map(str, found))
-            if "maps" not in loss:
-                chosen["taps"] = []
-        return _finish(self, chosen)
+        return _finish(self, chosen | _teaching(self, chosen))
+
+# %% ../nbs/56_config.ipynb #e9a1c0d9
+def _teaching(
+    config: DistillConfig,      # what was given
+    chosen: Mapping[str, Any],  # what the preset decided
+) -> dict[str, Any]:            # teacher, taps, and with whom the student is compared
+    "What follows from the loss: one that looks at no teacher needs none, and leaves nothing to compare."
+    needs, found = DistillLoss.needs_of(config.loss), {}
+    if not needs:
+        if config.teacher not in (None, "none"):
+            raise FakdError(f"loss {config.loss} looks at no teacher, and teacher is {config.teacher}. "
+                            "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
+        found = {"compare": False, "teacher": "none", "taps": []}
+    else:
+        wanted = split_teachers(config.teacher or chosen["teacher"])
+        found["teacher"] = "+".join(str(find_teacher(text, config.scale, config.preset)) for text in wanted)
+        if "maps" not in needs:
+            found["taps"] = []
+    if not (needs and config.compare):
+        if config.equal_time:
+            raise FakdError("equal_time compares with a student that learns without a teacher: it needs "
+                            "compare=True and a loss with a teacher.")
+        found["equal_time"] = False
+    elif config.equal_time is None:
+        found["equal_time"] = chosen.get("equal_time", False)
+    return found
 
 # %% ../nbs/56_config.ipynb #e36d57da
 class TeacherConfig(TrainConfig):
@@ -346,7 +364,7 @@ def find_weights(
 ) -> list[Path]:    # each once, relative to the project where they lie in it
     "The weights files that are meant: of a folder its own, of a run or a folder of runs those of finished runs."
     found: dict[Path, None] = {}
-    for part in [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]:
+    for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
             files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
@@ -360,7 +378,7 @@ def find_weights(
         if not files:
             raise FakdError(f"weights {part}: no weights file there. Accepted: {', '.join(_WEIGHTS)}, "
                             "a folder of them, a finished run or a folder of runs.")
-        found.update(dict.fromkeys(p.relative_to(root()) if p.is_relative_to(root()) else p for p in sorted(files)))
+        found.update(dict.fromkeys(portable(p) for p in sorted(files)))
     return list(found)
 
 # %% ../nbs/56_config.ipynb #1f6558d1
@@ -404,7 +422,7 @@ def split_teachers(
     text: str,      # one teacher, or several joined by +
 ) -> list[str]:     # a file whose own name has a + stays whole
     "The teachers that are meant."
-    return [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]
+    return [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]
 
 
 def find_teacher(
@@ -420,16 +438,16 @@ def find_teacher(
         if not path.is_file():
             raise FakdError(f"teacher {text}: no such weights file.")
         net_or_file(str(path), "teacher", scale)
-        return path.relative_to(root()) if path.is_relative_to(root()) else path
+        return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
-    for place in ("data/weights/*.safetensors", "reports/runs/teacher-*/weights/*.safetensors"):
-        for path in sorted(root().glob(place)):
-            has = read_state(path)[1]
-            if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
-                return path.relative_to(root())
+    shipped, runs = places("data/weights"), places("reports/runs")
+    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
+        has = read_state(path)[1]
+        if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
+            return portable(path)
     raise FakdError(
-        f"teacher {wanted} x{scale}: "
-        "no weights for it in data/weights or among the teacher runs. "
+        f"teacher {wanted} x{scale}: no weights for it. Looked in {', '.join(map(str, [*shipped, *runs]))}. "
         "Give a weights file, or train one with nbs/run_teacher.ipynb."
     )
 
@@ -481,6 +499,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
         "schedule": "cosine(warmup=20)",
         "clip_norm": 0.0,
         "ema": 0.0,
+        "equal_time": True,
     }
 
 
@@ -493,6 +512,7 @@ def _small(name: str, scale: int) -> dict[str, Any]:
         "patch_px": 48,
         "learn_rate": 5e-4,
         "schedule": "cosine(warmup=500)",
+        "equal_time": False,  # a third training of hours only where it is asked for
     }
 
 # %% ../nbs/56_config.ipynb #18d15d83

@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'parse_spec', 'root', 'static', 'find_path',
-           'atomic_write', 'read_image', 'write_image', 'list_images', 'to_batch', 'quantise', 'to_images', 'rng',
-           'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota', 'set_threads', 'digest',
-           'code_digest']
+__all__ = ['MOST_SPEC', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places',
+           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'write_image', 'to_batch', 'quantise',
+           'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
+           'set_threads', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
@@ -90,22 +90,34 @@ def _split(text: str, mark: str) -> list[str]:
     return [p.strip() for p in parts]
 
 
-def _value(text: str) -> Any:
-    "A literal, or the bare word itself."
+def literal(
+    text: str,  # such as `[1, 2]`, `0.5` or `"a text"`
+) -> Any:       # what it stands for
+    "The value of a Python literal; nothing is executed."
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
-            return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        raise FakdError(f'"{text}" is no value: use a number, True, False, None, a word or "text".') from None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+        raise FakdError(f'"{text[:60]}" is no value: use a number, True, False, None, a word or "text".') from None
+
+
+def _value(text: str) -> Any:
+    "A literal, or the bare word itself."
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return literal(text)
 
 # %% ../nbs/00_core.ipynb #13d60a0b
+MOST_SPEC = 10_000  # characters
+
+
 def parse_spec(
     text: str,    # such as `0.5*DS+0.5*TS+10*SA` or `rcan(n_feats=32)`
 ) -> list[Spec]:  # one entry a term, in order
     "Read `weight*name(key=value, ...)` terms joined by `+`; literals only, nothing is executed."
+    if len(text := str(text).strip()) > MOST_SPEC:
+        raise FakdError(f'spec "{text[:60]}...": {len(text)} characters, at most {MOST_SPEC} are read.')
     terms = []
-    for part in _split(str(text).strip(), "+"):
+    for part in _split(text, "+"):
         match = _TERM.match(part)
         if not match:
             raise FakdError(
@@ -128,14 +140,33 @@ def parse_spec(
         terms.append(Spec(match["name"], weight, options))
     return terms
 
-# %% ../nbs/00_core.ipynb #9153a09b
+# %% ../nbs/00_core.ipynb #dad253cc
+def _is_clone(folder: Path) -> bool:
+    "Whether a folder is the top of the fakd project, whatever else a `settings.ini` of others may hold."
+    settings = folder / "settings.ini"
+    try:
+        return settings.is_file() and re.search(rb"^lib_name\s*=\s*fakd\s*$", settings.read_bytes(), re.M) is not None
+    except OSError:  # not ours to read, so not ours
+        return False
+
+
 def root() -> Path:
     "The project's folder: the nearest one upwards that holds fakd's settings.ini, else the current folder."
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        settings = folder / "settings.ini"
-        if settings.is_file() and re.search(r"^lib_name\s*=\s*fakd\s*$", settings.read_text(encoding="utf-8"), re.M):
-            return folder
-    return Path.cwd()
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if _is_clone(folder)), here)
+
+
+def home() -> Path:
+    "The folder whose `data` came with fakd: the clone that this package is part of, else the installed package."
+    package = Path(str(resources.files("fakd"))).resolve()
+    return package.parent if _is_clone(package.parent) else package
+
+
+def places(
+    path: str,      # such as `data/sets`
+) -> list[Path]:    # one or two, which need not exist
+    "Where a part of fakd is looked for: in the project's folder, and beside the data that came with fakd."
+    return list(dict.fromkeys(base / path for base in (root(), home())))
 
 
 def static(
@@ -144,14 +175,35 @@ def static(
     "Text of a template, style sheet or script that is shipped with the package."
     return resources.files("fakd").joinpath("static", name).read_text(encoding="utf-8")
 
+# %% ../nbs/00_core.ipynb #9153a09b
+def expand(
+    path: str | Path,  # such as `~/runs`
+) -> Path:             # with ~ and ~name replaced by the folders of these users
+    "A path as a shell would understand it."
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise FakdError(f"{path}: this system knows no home folder of {Path(path).parts[0]}. "
+                        "Write the folder itself, or ./ before a name that begins with ~.") from None
+
 
 def find_path(
-    path: str | Path,  # absolute, or relative to the current folder or to the project's
+    path: str | Path,  # absolute, or relative to the current folder, the project's, or that of fakd's own data
 ) -> Path:             # the first of these that exists, else the path under the current folder
-    "Resolve a path that a user gave, so that it means the same from the project's root and from `nbs`."
-    path = Path(path).expanduser()
-    places = [path] if path.is_absolute() else [Path.cwd() / path, root() / path]
-    return next((p for p in places if p.exists()), places[0])
+    "Resolve a path that a user gave, so that it means the same from the project's root, from `nbs` and from outside."
+    path = expand(path)
+    candidates = [path] if path.is_absolute() else [Path.cwd() / path, *places(str(path))]
+    return next((p for p in candidates if os.path.exists(p)), candidates[0])  # Path.exists raises on long names
+
+
+def portable(
+    path: str | Path,  # of an existing file
+) -> Path:             # relative to the project or to fakd's own data where it lies there, else absolute
+    "A path as records keep it: found again by `find_path`, from whatever folder."
+    path = Path(os.path.abspath(find_path(path)))
+    bases = [base for base in (root(), home()) if base == home() or _is_clone(base)]
+    short = (path.relative_to(base) for base in bases if path.is_relative_to(base))
+    return next((p for p in short if find_path(p) == path), path)
 
 # %% ../nbs/00_core.ipynb #d99d3260
 @contextmanager
@@ -184,33 +236,6 @@ def _umask() -> int:
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #ebdfd746
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-def read_image(
-    path: str | Path,  # any file Pillow can decode
-) -> np.ndarray:       # uint8, (h, w, 3), RGB
-    "Read an image file as 8-bit RGB; 16-bit grey is scaled and rounded, of 16-bit colour the high byte is taken."
-    path = Path(path)
-    try:
-        with Image.open(path) as file:
-            img = ImageOps.exif_transpose(file)
-            if img.mode.startswith("I") or img.mode == "F":
-                values = np.asarray(img, dtype=np.float64)
-                top = 65535.0 if img.mode.startswith("I") else 255.0
-                grey = np.floor(np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if img.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in img.info:
-                img = img.convert("RGBA")
-            if img.mode == "RGBA":  # drop alpha, keep the colours under it
-                return np.ascontiguousarray(np.asarray(img)[:, :, :3])
-            return np.array(img.convert("RGB"))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no such image file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
-        raise FakdError(f"{path}: not a readable image ({fault}). Accepted: {' '.join(IMAGE_SUFFIXES)}.") from None
-
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(
     path: str | Path,  # the suffix chooses the format; .png is lossless
@@ -221,15 +246,6 @@ def write_image(
         raise FakdError(f"write_image: expected uint8 (h, w, 3), got {img.dtype} {img.shape}.")
     with atomic_write(path) as temporary:
         Image.fromarray(img).save(temporary)
-
-
-def list_images(
-    folder: str | Path,  # searched itself, not below
-) -> list[Path]:         # sorted by name
-    "The image files of a folder, by suffix."
-    return sorted(
-        p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
 
 # %% ../nbs/00_core.ipynb #3c07ff5e
 def to_batch(
@@ -332,9 +348,17 @@ def set_threads(
     n: int | None = None,  # None: FAKD_THREADS or OMP_NUM_THREADS if set, else all CPUs this process may use
 ) -> int:                  # the number in force
     "Set torch's CPU threads."
-    given = n or os.environ.get("FAKD_THREADS") or os.environ.get("OMP_NUM_THREADS") or cpu_quota()
-    torch.set_num_threads(max(1, int(given)))
+    torch.set_num_threads(n or _threads("FAKD_THREADS") or _threads("OMP_NUM_THREADS") or cpu_quota())
     return torch.get_num_threads()
+
+
+def _threads(name: str) -> int | None:
+    "The number in an environment variable; of OpenMP's list, one number for each level of nesting, the first."
+    text = os.environ.get(name, "").strip()
+    first = text.partition(",")[0].strip()
+    if text and not (first.isdecimal() and 1 <= int(first) <= 1024):
+        raise FakdError(f"{name}={text}: give a number of threads, from 1 to 1024.")
+    return int(first) if text else None
 
 # %% ../nbs/00_core.ipynb #6126c3f3
 def digest(
@@ -384,11 +408,11 @@ def _without_prose(source: str) -> str:
 
 
 def code_digest() -> str:
-    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65."
+    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65, and the reader of images."
     parts = {}
     for file in sorted(Path(str(resources.files("fakd"))).glob("*.py")):
         source = file.read_text(encoding="utf-8")
-        match = re.search(r"File to edit: \S*?/(\d\d)_\w+\.ipynb", source)
-        if match and 10 <= int(match[1]) <= 65:
+        match = re.search(r"File to edit: \S*?/(\d\d)_(\w+)\.ipynb", source)
+        if match and (match[2] == "images" or 10 <= int(match[1]) <= 65):
             parts[file.stem] = _without_prose(source)
     return digest({"python": platform.python_version_tuple()[:2], "modules": parts})

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .core import root
+from .core import home
 from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, summarise
@@ -131,7 +131,7 @@ def published_rows(
 ) -> dict[str, dict[str, Any]]:  # title -> params, macs (at 2304 LR positions) and `means` by set
     "FAKD's Table 3 from data/published, at one scale."
     found: dict[str, dict[str, Any]] = {}
-    with open(root() / "data/published/fakd_table.csv", newline="", encoding="utf-8") as file:
+    with open(home() / "data/published/fakd_table.csv", newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             if int(line["scale"]) == scale:
                 title = _ROLES[line["role"]].format(line["network"])

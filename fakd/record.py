@@ -15,8 +15,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from configparser import ConfigParser
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +25,12 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .core import FakdError, atomic_write, root
+from .core import FakdError, atomic_write, expand, home, root
 
 # %% auto #0
 __all__ = ['METHODS', 'Row', 'known_methods', 'summarise', 'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now',
-           'Run', 'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
+           'Run', 'runs_folder', 'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history',
+           'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
 METHODS = ("bicubic", "teacher", "plain", "distilled")
@@ -162,9 +164,9 @@ def _plain(obj: Any) -> Any:
 
 # %% ../nbs/05_record.ipynb #3da851d9
 def environment() -> dict[str, Any]:
-    "Python, machine, threads, GPU, versions of every requirement, and the git commit if there is one."
-    names = sorted({re.split(r"[\s<>=!~;\[(]", r)[0] for r in metadata.requires("fakd") or [] if "extra" not in r})
-    versions: dict[str, str | None] = {}
+    "Python, machine, threads, GPU, versions of fakd and every requirement, the git commit or why there is none."
+    names = sorted({re.split(r"[\s<>=!~;\[(]", r)[0] for r in _requirements() if "extra" not in r})
+    versions: dict[str, str | None] = {"fakd": import_module("fakd").__version__}
     for name in names:
         try:
             versions[name] = metadata.version(name)
@@ -174,8 +176,18 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(), "platform": platform.platform(terse=True), "cpu": _cpu_name(),
         "threads": torch.get_num_threads(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu,
-        "cuda": torch.version.cuda if gpu else None, "versions": versions, "git": _git(),
+        "cuda": torch.version.cuda if gpu else None, "versions": versions, **_commit(home()),
     }
+
+
+def _requirements() -> list[str]:
+    "What fakd needs: of the installed package, or of a copy that was only put on the path."
+    try:
+        return metadata.requires("fakd") or []
+    except metadata.PackageNotFoundError:
+        settings = ConfigParser(delimiters=["="])
+        settings.read(home() / "settings.ini", encoding="utf-8")
+        return settings["DEFAULT"].get("requirements", "").split()
 
 
 def _cpu_name() -> str:
@@ -186,16 +198,29 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
 
+# %% ../nbs/05_record.ipynb #71826f58
+def _commit(folder: Path) -> dict[str, Any]:
+    "`git`: commit of fakd's own clone and whether its tree had changes; or None, and in `no_git` the reason."
+    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
+    settings: Any = {"env": {**own, "LC_ALL": "C"}, "text": True, "errors": "replace"}  # without those of a git hook
 
-def _git() -> dict[str, Any] | None:
-    "Commit of the project's checkout, and whether the tree had changes."
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(folder), *words]
+        return subprocess.run(call, capture_output=True, check=True, **settings).stdout.strip()
+
+    if not (folder / "settings.ini").is_file():
+        return {"git": None, "no_git": "fakd was installed as a package"}
     try:
-        call = ["git", "-C", str(root())]
-        commit = subprocess.run([*call, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*call, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        return {"commit": commit, "clean": not changes.strip()}
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        if not os.path.samefile(git("rev-parse", "--show-toplevel"), folder):
+            return {"git": None, "no_git": "fakd is a folder in another repository"}
+        return {"git": {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}}
+    except subprocess.CalledProcessError as fault:
+        causes = {"not a git repository": "fakd is a copy without its git repository",
+                  "dubious ownership": "git does not trust fakd's clone, which belongs to another user"}
+        reasons = [text for words, text in causes.items() if words in fault.stderr]
+        return {"git": None, "no_git": reasons[0] if reasons else "git could not read the commit"}
+    except OSError:
+        return {"git": None, "no_git": "there is no git here"}
 
 # %% ../nbs/05_record.ipynb #57c46268
 def now() -> str:
@@ -223,7 +248,7 @@ class Run:
         number = 1
         while True:
             run = cls(base / (run_id if number == 1 else f"{run_id}-{number}"))
-            if not run.dir.exists() or (resume and not run.finished):
+            if not os.path.exists(run.dir) or (resume and not run.finished):
                 try:
                     run.dir.mkdir(parents=True, exist_ok=True)
                 except OSError as fault:
@@ -253,6 +278,24 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.id})"
+
+# %% ../nbs/05_record.ipynb #62e7e3c2
+def runs_folder(
+    out_dir: str | Path,  # as given: absolute, with ~, or from the project's root
+    need: int = 0,        # bytes that a run will leave there
+) -> Path:                # absolute; it is not made
+    "The folder of runs, if a run can be written there; a fault is found before any work and not after it."
+    base = root() / expand(out_dir)
+    there = next(place for place in (base, *base.parents) if os.path.exists(place))
+    if not there.is_dir():
+        raise FakdError(f"out_dir {out_dir}: {there} is a file. Give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FakdError(f"out_dir {out_dir}: nothing may be written in {there}. Give another folder.")
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise FakdError(f"out_dir {out_dir}: this run needs about {need / 1e6:,.0f} MB of disk, "
+                        f"{free / 1e6:,.0f} MB are free there. Make room, or give a folder on another disk.")
+    return base
 
 # %% ../nbs/05_record.ipynb #4fe33dcd
 def read_record(

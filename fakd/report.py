@@ -467,12 +467,12 @@ def page_origin(
 ) -> dict[str, Any]:   # parts of a page
     "Settings, networks, data, machine, command and files."
     e = record.environment
-    git = e.get("git") or {}
+    git = {"commit": None, "clean": True, **(e.get("git") or {})}  # a package or a ZIP has no commit: see `environment`
     resumed = "; ".join(f"{m} at step {_words(steps)}" for m, steps in record.resumed_from_step.items() if steps)
     versions = ", ".join(f"{k} {v}" for k, v in sorted((e.get("versions") or {}).items()) if v)
     machine = [(title, _words(e[key])) for key, title in _MACHINE.items() if e.get(key)]
     lines = [("Started", record.created), ("Finished", record.finished), ("Resumed", resumed), *machine,
-             ("Versions", versions)]
+             ("Versions", versions), ("Commit", git["commit"] or (f"none: {e['no_git']}" if e.get("no_git") else ""))]
     files = [{**a.model_dump(), "href": quote(a.path), "size": f"{a.bytes / 1000:.1f}"} for a in record.artefacts]
     images = [f for f in files if f["path"].startswith("snapshots/images/")]
     data = [{**d.model_dump(), "role": _ROLES[d.role]} for d in record.data]

@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net, latency, peak_memory
 from .config import EvaluateConfig, find_weights
-from .core import FakdError, code_digest, digest, find_path, root, set_threads, write_image
+from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import load_any
 from .metrics import perceptual_measures
-from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
+from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .weights import net_digest
 
 # %% auto #0
@@ -134,7 +134,7 @@ def prepare_evaluation(
     words = f"{Path(first).name}-and-{len(others)}" if others else Path(first).name
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
-    run = Run.create(f"{run_id}-{whole[:8]}", root() / cfg.out_dir)
+    run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
     return Evaluation(cfg, cfg.given(), run, whole, code, now(), nets, about, sets, data)
 
 # %% ../nbs/64_scoring.ipynb #efe03f2c

@@ -5,18 +5,24 @@
 # %% ../nbs/96_start.ipynb #319ea68d
 from __future__ import annotations
 
-import sys
+import os
+import signal
+from typing import Any
 
 # %% auto #0
 __all__ = ['main']
 
 # %% ../nbs/96_start.ipynb #0ef5db5c
+def _leave(number: int, frame: Any) -> None:
+    "What Ctrl-C does while modules are imported."
+    os.write(2, b"fakd: stopped by Ctrl-C\n")
+    os._exit(130)
+
+
 def main() -> int:  # exit code, see `fakd.cli.main`
     "The command `fakd`."
-    try:
-        from fakd.cli import main as command_line
+    usual = signal.signal(signal.SIGINT, _leave)
+    from fakd.cli import main as command_line
 
-        return command_line()
-    except KeyboardInterrupt:
-        print("fakd: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+    signal.signal(signal.SIGINT, usual)
+    return command_line()

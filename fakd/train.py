@@ -24,23 +24,23 @@ from .affinity import pixel_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
-from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
+from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import Foreign, as_net, load_any, spec_of
-from .losses import DistillLoss, loss_memory
+from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
-from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
+from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'fit', 'Fitted',
-           'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'equal_time_steps', 'fit',
+           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -293,7 +293,7 @@ def prepare(
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
         cfg = setup.config
-    _make_loss(setup, fresh)  # refuses terms that do not fit the taps
+    _check_loss(setup, fresh)
     setup.digest = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]},
         "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
@@ -312,6 +312,20 @@ def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> Distill
     return DistillLoss(cfg.loss, ours, theirs, seed=cfg.seed)
 
 
+def _check_loss(setup: Setup, student: nn.Module) -> None:
+    "Refuse terms that do not fit the taps or would teach nothing, and taps before which nothing is trained."
+    cfg, loss = setup.config, _make_loss(setup, student)
+    if loss.needs_maps:
+        student.eval()  # to look must not change what a network keeps
+        with Taps(student, [pair[0] for pair in setup.taps]) as taps:
+            student(torch.zeros(1, 3, cfg.patch_px, cfg.patch_px))
+            idle = [name for name, maps in zip(taps.places, taps.maps, strict=True) if not maps.requires_grad]
+        if idle:
+            raise FakdError(f"tap(s) {', '.join(idle)} of the student: nothing before them is trained, so that "
+                            "no loss on them teaches it. Tap deeper places.")
+    refuse_idle(loss, cfg.batch_size // cfg.accumulate, cfg.patch_px, cfg.scale)
+
+
 def _teaching(setup: Setup) -> Teacher | Teachers:
     "Whom the trainer asks."
     nets = members(setup.teacher)
@@ -323,19 +337,34 @@ def _folder(setup: Setup) -> Run:
     "The run's folder: a new one, the unfinished one of the same digest, or the one that was asked for."
     cfg = setup.config
     if cfg.resume in ("auto", "never"):
-        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", root() / cfg.out_dir, resume=cfg.resume == "auto")
+        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", runs_folder(cfg.out_dir), resume=cfg.resume == "auto")
     run = Run.open(find_path(cfg.resume))
     if run.finished:
         raise FakdError(f"resume {cfg.resume}: this run is finished. Start a new run, or give an unfinished one.")
     return run
 
+# %% ../nbs/65_train.ipynb #e9a1c0d5
+def equal_time_steps(
+    histories: dict[str, list[dict[str, Any]]],  # of `plain` and `distilled`, both trained to their ends
+) -> int:                                        # at least the plain student's own
+    "How many plain steps take as long as the distilled run did; both are timed without evaluations."
+    missing = [method for method in ("plain", "distilled") if not histories.get(method)]
+    if missing:
+        raise FakdError(f"equal_time: train the {' and the '.join(missing)} student first, its time is needed.")
+    plain, distilled = histories["plain"][-1], histories["distilled"][-1]
+    return max(plain["step"], round(plain["step"] * distilled["time_s"] / plain["time_s"]))
+
 # %% ../nbs/65_train.ipynb #c93eb755
 def fit(
-    setup: Setup,         # from `prepare`
-    distil: bool = True,  # False: the same student from the same start on the same batches, ground truth only
+    setup: Setup,              # from `prepare`
+    distil: bool = True,       # False: the same student from the same start on the same batches, ground truth only
+    equal_time: bool = False,  # without a teacher, for the time that the distilled run took: see `equal_time_steps`
 ) -> Fitted:
     "Train one student, or go on where an earlier sitting stopped."
-    cfg, method = setup.config, _method(setup, distil)
+    distil = distil and not equal_time
+    cfg, method = setup.config, "plain_equal_time" if equal_time else _method(setup, distil)
+    if equal_time:
+        cfg = cfg.model_copy(update={"steps": equal_time_steps(setup.histories)})
     student = setup.new_student()
     loss = _make_loss(setup, student, distil)
     teacher = _teaching(setup) if loss.needs_teacher else None
@@ -412,9 +441,10 @@ def score(
     nets = ({"teacher": setup.teacher} if setup.teacher is not None else {}) | setup.nets
     every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
     setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
-    _keep_images(setup, nets)
+    shown = {method: net for method, net in nets.items() if method != "plain_equal_time"}  # asked for its numbers only
+    _keep_images(setup, shown)
     if setup.taps:
-        _keep_affinity(setup, nets)
+        _keep_affinity(setup, shown)
     return setup.rows
 
 # %% ../nbs/65_train.ipynb #8e1d1ac8
@@ -451,7 +481,7 @@ def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
     "The watcher of the affinity, where the run compares taps with those of one teacher."
     teachers = members(setup.teacher)
-    if len(teachers) != 1 or not setup.taps:
+    if len(teachers) != 1 or not setup.taps or method == "plain_equal_time":
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
@@ -553,6 +583,7 @@ def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     best = max(measured, key=lambda line: line["psnr_y"], default={})
     return {
         **{k: v for k, v in history[-1].items() if k != "method"},
+        "steps_per_s": history[-1]["step"] / max(history[-1]["time_s"], 1e-9),
         "best_psnr_y": best.get("psnr_y"),
         "best_step": best.get("step"),
     }
@@ -571,6 +602,8 @@ def distill(
     if setup.config.compare and setup.teacher is not None:
         fit(setup, distil=False)
     fit(setup)
+    if setup.config.equal_time:
+        fit(setup, equal_time=True)
     score(setup)
     return finish(setup)
 
