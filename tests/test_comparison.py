@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from fakd.benchmarks import image_set
 from fakd.config import DistillConfig
-from fakd.core import read_image, write_image
+from fakd.core import write_image
 from fakd.figures import gains, result_table
+from fakd.images import read_image
 from fakd.losses import DistillLoss
 from fakd.metrics import psnr_y
 from fakd.nets import make_net
