@@ -61,7 +61,7 @@ def _is_file(out: str | Path) -> bool:
                         f"write {out}/.")
     return bool(path.suffix)
 
-
+# %% ../nbs/95_cli.ipynb #99c6b07f
 def find_jobs(
     inputs: Sequence[str],  # files, folders, patterns such as `photos/**/*.png`
     out: str | Path,        # see `_is_file`

@@ -149,7 +149,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
-
+# %% ../nbs/94_commands.ipynb #d95ace82
 def _losses(given: argparse.Namespace) -> int:
     lines = [("term", "options", "channels", "formula", "source")]
     lines += [(name, ", ".join(f"{k}={v}" for k, v in term.options.items()), term.channels, term.formula, term.source)
@@ -266,7 +266,7 @@ def _bash(commands: dict[str, list[Option]], deeper: dict[str, list[str]]) -> st
               '    COMPREPLY=($(compgen "${kind[@]}" -- "$cur"))', "}", "complete -o filenames -F _fakd fakd"]
     return "\n".join(lines)
 
-
+# %% ../nbs/94_commands.ipynb #f9bf91b4
 def _zsh(commands: dict[str, list[Option]], deeper: dict[str, list[str]], texts: dict[str, str]) -> str:
     "See `completion`."
 
@@ -286,7 +286,7 @@ def _zsh(commands: dict[str, list[Option]], deeper: dict[str, list[str]], texts:
     lines += ["    esac", "}", 'if [[ "$funcstack[1]" == _fakd ]]; then _fakd "$@"; else compdef _fakd fakd; fi']
     return "\n".join(lines)
 
-
+# %% ../nbs/94_commands.ipynb #18c97741
 def _fish(commands: dict[str, list[Option]], deeper: dict[str, list[str]], texts: dict[str, str]) -> str:
     "See `completion`."
     lines = [f"complete -c fakd -f -n __fish_use_subcommand -a {name} -d {shlex.quote(text)}"
@@ -299,7 +299,7 @@ def _fish(commands: dict[str, list[Option]], deeper: dict[str, list[str]], texts
             lines.append(f"{seen} -l {o.name[2:]} -d {shlex.quote(o.text)}{value}")
     return "\n".join(lines)
 
-
+# %% ../nbs/94_commands.ipynb #7c17d651
 SHELLS = ("bash", "zsh", "fish")
 
 
