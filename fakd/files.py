@@ -34,7 +34,7 @@ except ImportError:  # Windows has no such limits
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'MOST_ARRAYS', 'regular_file', 'read_text', 'parse_json', 'read_json', 'memory_left', 'must_fit',
-           'memory_bound', 'read_arrays', 'read_tensors']
+           'memory_bound', 'Arrays', 'read_arrays', 'read_tensors']
 
 # %% ../nbs/02_files.ipynb #6167fccf
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
@@ -182,10 +182,31 @@ def _array(pack: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
+class Arrays(dict[str, np.ndarray]):
+    "The arrays of a file, by name."
+
+    source = ""  # named in messages
+
+    def take(
+        self,
+        name: str,           # of the array
+        kinds: str,          # letters of NumPy's kinds: "f" floats, "iu" whole numbers, "U" texts
+        *shape: int | None,  # of the array; None: any number but 0
+    ) -> np.ndarray:
+        "One array, if it has the kind and shape that the reader expects."
+        found = self.get(name)
+        if found is None:
+            raise FakdError(f"{self.source} has no array {name}.")
+        wanted = [n if want is None else want for n, want in zip(found.shape, shape, strict=False)]
+        if found.dtype.kind not in kinds or list(found.shape) != wanted or len(shape) != found.ndim or not found.size:
+            raise FakdError(f"{self.source}: the array {name} is {found.dtype} {found.shape}.")
+        return found
+
+
 def read_arrays(
     path: str | Path,              # an .npz
     what: str = "file of arrays",  # what it is called in the message
-) -> dict[str, np.ndarray]:        # numbers and texts, by name
+) -> Arrays:                       # numbers and texts
     "The arrays of an .npz; nothing in it is executed."
     regular_file(path, what)
     try:
@@ -194,7 +215,9 @@ def read_arrays(
             if (need := sum(m.file_size for m in members)) > MOST_ARRAYS:
                 raise ValueError(f"it declares {_size(need)}, accepted are {_size(MOST_ARRAYS)}")
             must_fit(need, "what it declares")
-            return {m.filename.removesuffix(".npy"): _array(pack, m) for m in members}
+            arrays = Arrays({m.filename.removesuffix(".npy"): _array(pack, m) for m in members})
+            arrays.source = str(path)
+            return arrays
     except _BROKEN as fault:
         raise FakdError(f"{path}: not a readable {what} ({str(fault).split(chr(10))[0]}).") from None
 

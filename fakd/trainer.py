@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ from tqdm.auto import tqdm
 from .affinity import affinity_l1, pixel_row
 from .checkpoint import load_checkpoint, random_states, refuse_changes, save_checkpoint, set_random_states
 from .config import learn_rate_at
-from .core import PRECISIONS, atomic_write, to_batch
+from .core import PRECISIONS, FakdError, atomic_write, to_batch
+from .files import read_arrays
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
 from .taps import Taps
@@ -408,10 +410,16 @@ class Snapshots:
         "What the sitting before this one kept, up to the step from which it goes on."
         if not self.path.is_file():
             return []
-        with np.load(self.path, allow_pickle=False) as kept:
-            rows = zip(*(kept[f"rows/{i}"] for i in range(len(self.taps))), strict=True)
-            lines = zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True)
-            return [line for line in lines if line[0] < step]
+        try:
+            kept = read_arrays(self.path)
+            steps, last = kept.take("steps", "iu", None), len(self.taps) - 1
+            far = kept.take("distances", "f", len(steps), last + 1)
+            rows = zip(*(kept.take(f"rows/{i}", "f", len(steps), None, None) for i in range(last + 1)), strict=True)
+        except FakdError as fault:  # these are pictures: the training itself goes on from its checkpoint
+            warnings.warn(f"what was kept of the affinity's progress is lost: {fault}", stacklevel=2)
+            return []
+        lines = zip(steps.tolist(), far.tolist(), map(list, rows), strict=True)
+        return [line for line in lines if line[0] < step]
 
     def on_step(self, t: Trainer) -> None:
         if self.seen is None:
