@@ -34,7 +34,7 @@ except ImportError:  # Windows has no such limits
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'MOST_ARRAYS', 'regular_file', 'read_text', 'parse_json', 'read_json', 'memory_left', 'must_fit',
-           'memory_bound', 'Arrays', 'read_arrays', 'read_tensors']
+           'memory_bound', 'Arrays', 'read_arrays', 'check_kind', 'read_tensors']
 
 # %% ../nbs/02_files.ipynb #6167fccf
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
@@ -255,6 +255,32 @@ def _check_tensors(state: Any) -> None:
         total += need
     must_fit(total, "what it declares")
 
+# %% ../nbs/02_files.ipynb #0a141096
+def check_kind(
+    path: str | Path,  # a file that should hold a network
+) -> None:
+    "Refuse what a failed download leaves behind, by its first bytes."
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:  # its reader says why
+        return
+    if head.startswith(b"version https://git-lfs"):
+        raise FakdError(f"{path}: a Git LFS pointer, not the file that it points to. Fetch that with `git lfs pull`.")
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        raise FakdError(f"{path}: a web page (HTML), not weights: the download was answered by a page. "
+                        "Download it again, from the address of the file itself.")
+
+
+def _objects(path: str | Path) -> str:
+    "What a pickle holds beside tensors, for the message; nothing is executed."
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # damaged, or of the old format: the reader's own reason is said anyway
+        return ""
+    named = ", ".join(found[:3])
+    return f": it holds {named}. Of a whole pickled module, save its state_dict() instead" if found else ""
+
 # %% ../nbs/02_files.ipynb #ee7d6ff4
 def read_tensors(
     path: str | Path,                # .safetensors, or what torch.save wrote
@@ -262,6 +288,7 @@ def read_tensors(
 ) -> tuple[Any, dict[str, str]]:     # the object with tensors on the CPU, and the metadata of a safetensors file
     "Read tensors and plain values; nothing in the file is executed."
     held, metadata = regular_file(path, what).stat().st_size, {}
+    check_kind(path)
     try:
         if zipfile.is_zipfile(path):  # torch's format stores, but others compress
             with zipfile.ZipFile(path) as pack:
@@ -278,4 +305,5 @@ def read_tensors(
         return state, metadata
     except _BROKEN as fault:
         why = str(fault).strip().split("\n")[0].split(". ")[0] or type(fault).__name__  # the rest is advice to trust it
+        why += _objects(path)
         raise FakdError(f"{path}: not a readable {what}, or one that would run code ({why}).") from None

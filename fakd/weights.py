@@ -25,19 +25,38 @@ __all__ = ['WRAPPERS', 'read_state', 'guess_net', 'MisfitError', 'fit_state', 'l
            'net_digest']
 
 # %% ../nbs/36_weights.ipynb #0e6d6583
-WRAPPERS = ("params_ema", "params", "state_dict", "model")  # the first that is there is opened
+# the first that is there is opened
+WRAPPERS = (
+    "params_ema", "params-ema", "model_ema", "state_dict_ema", "ema", "params", "state_dict", "model_state_dict",
+    "generator", "net_g", "netG", "net", "model", "module",
+)  # fmt: skip
 
 
 def _unwrap(state: Any) -> tuple[Any, dict[str, str]]:
     "The innermost mapping, and notes on what was opened and what was passed over."
     notes: dict[str, str] = {}
-    while isinstance(state, Mapping):
+    for _ in range(len(WRAPPERS)):  # nobody nests deeper, and a file may hold itself
+        if not isinstance(state, Mapping):
+            break
         found = [w for w in WRAPPERS if isinstance(state.get(w), Mapping)]
         if not found:
             break
         notes |= {"unwrapped": found[0]} | ({"passed_over": ", ".join(found[1:])} if found[1:] else {})
         state = state[found[0]]
     return state, notes
+
+
+def _bare(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    "Without what `torch.compile`, `AveragedModel` and `DataParallel` add to a network's names."
+    names = {key: str(key).replace("_orig_mod.", "") for key in state}
+    averaged = {key: name for key, name in names.items() if name != "n_averaged"}
+    if averaged and all(name.startswith("module.") for name in averaged.values()):
+        names = averaged
+    while all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.").replace("_orig_mod.", "") for key, name in names.items()}
+    if len(set(names.values())) < len(names):  # two names would become one
+        return {str(key): value for key, value in state.items()}
+    return {name: state[key] for key, name in names.items()}
 
 # %% ../nbs/36_weights.ipynb #0ef4328f
 def read_state(
@@ -48,10 +67,12 @@ def read_state(
     state, notes = _unwrap(state)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FakdError(f"{path}: holds no state dict (names to tensors).")
-    names = {key: str(key) for key in state}
-    while all(name.startswith("module.") for name in names.values()):
-        names = {key: name.removeprefix("module.") for key, name in names.items()}
-    return {names[key]: value for key, value in state.items()}, {**metadata, **notes}
+    state = _bare(state)
+    endless = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if endless:
+        more = f" and {len(endless) - 1} more" if endless[1:] else ""
+        raise FakdError(f"{path}: {endless[0]}{more} holds values that are not finite (NaN or infinite).")
+    return state, {**metadata, **notes}
 
 # %% ../nbs/36_weights.ipynb #a4910044
 def guess_net(
@@ -71,6 +92,20 @@ def guess_net(
     raise FakdError(
         f"no network of {', '.join(NETS)} has these names ({', '.join(list(state)[:4])}, ...): {'; '.join(lacking)}."
     )
+
+def _recognised(
+    state: dict[str, Tensor],  # names as in the file
+) -> dict[str, Tensor]:        # the same, or the part of them under one prefix that is a network of fakd
+    "Without a prefix such as `model.` or `generator.`, where only then the names are those of a known network."
+    prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in state)
+    parts = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
+    for part in [state, *parts]:
+        try:
+            guess_net(part)
+            return part
+        except FakdError:
+            continue
+    return state
 
 # %% ../nbs/36_weights.ipynb #00e1ce3d
 class MisfitError(FakdError):
@@ -190,7 +225,7 @@ def load_weights(
 ) -> nn.Module:        # the same network, filled
     "Fill a network from a file; strict."
     state, metadata = read_state(path)
-    fitted = fit_state(net, state, str(path))
+    fitted = fit_state(net, _recognised(state), str(path))
     _, _, sizes = _told(metadata) or ("", 0, {})
     for size in getattr(net, "ASSUMED", ()):  # tensors of any res_scale fit; the note in the file must fit too
         if sizes.get(size, net.sizes[size]) != net.sizes[size]:  # type: ignore[index]
@@ -207,6 +242,7 @@ def load_net(
     state, metadata = read_state(path)
     try:
         known = _told(metadata)
+        state = state if known else _recognised(state)
         name, scale, found = known or guess_net(state)
         spec = str(Spec(name, 1.0, {**found, **sizes}))
         _check_size(spec, scale, state)
