@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from .affinity import affinity_l1, pixel_row, unit_maps
 from .core import FakdError, rng, to_batch
-from .files import read_arrays
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
+from .files import read_arrays
 from .record import Run
 from .taps import Taps, resolve_taps
 

@@ -223,26 +223,27 @@ def read_arrays(
 
 # %% ../nbs/02_files.ipynb #a4925689
 def _walk(obj: Any) -> Iterator[Tensor]:
-    "Every tensor in nested containers, once; a container inside itself is refused."
+    "The tensors of nested containers, as often as a container names them; a container inside itself is refused."
     waiting, above, seen = [(obj, False)], set(), set()
     while waiting:
         here, finished = waiting.pop()
         if finished:
             above.discard(id(here))
+        elif isinstance(here, Tensor):
+            yield here
         elif id(here) in above:
             raise ValueError("it contains itself")
-        elif id(here) not in seen:
+        elif isinstance(here, (Mapping, list, tuple, set)) and id(here) not in seen:
             seen.add(id(here))
-            if isinstance(here, Tensor):
-                yield here
-            elif isinstance(here, (Mapping, list, tuple, set)):
-                above.add(id(here))
-                waiting.append((here, True))
-                parts = here.values() if isinstance(here, Mapping) else here
-                waiting.extend((part, False) for part in parts)
+            above.add(id(here))
+            waiting.append((here, True))
+            waiting.extend((part, False) for part in (here.values() if isinstance(here, Mapping) else here))
 
 
-def _check_tensors(state: Any) -> None:
+def _check_tensors(
+    state: Any,  # tensors in any containers
+    held: int,   # bytes of the file
+) -> None:
     "Refuse tensors that have no values of their own, or claim more than is stored."
     total = 0
     for x in _walk(state):
@@ -253,6 +254,8 @@ def _check_tensors(state: Any) -> None:
             raise ValueError(f"a tensor {tuple(x.shape)} of it claims {_size(need)}, "
                              f"{x.untyped_storage().nbytes()} bytes are stored")
         total += need
+    if total > 4 * held + 2**20:  # weights may be shared by a few names
+        raise ValueError(f"its tensors claim {_size(total)}, the file has {_size(held)}")
     must_fit(total, "what it declares")
 
 # %% ../nbs/02_files.ipynb #0a141096
@@ -301,7 +304,7 @@ def read_tensors(
                     metadata = dict(file.metadata() or {})
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-        _check_tensors(state)
+        _check_tensors(state, held)
         return state, metadata
     except _BROKEN as fault:
         why = str(fault).strip().split("\n")[0].split(". ")[0] or type(fault).__name__  # the rest is advice to trust it

@@ -412,9 +412,9 @@ class Snapshots:
             return []
         try:
             kept = read_arrays(self.path)
-            steps, last = kept.take("steps", "iu", None), len(self.taps) - 1
-            far = kept.take("distances", "f", len(steps), last + 1)
-            rows = zip(*(kept.take(f"rows/{i}", "f", len(steps), None, None) for i in range(last + 1)), strict=True)
+            steps, taps = kept.take("steps", "iu", None), range(len(self.taps))
+            far = kept.take("distances", "f", len(steps), len(taps))
+            rows = zip(*(kept.take(f"rows/{i}", "f", len(steps), None, None) for i in taps), strict=True)
         except FakdError as fault:  # these are pictures: the training itself goes on from its checkpoint
             warnings.warn(f"what was kept of the affinity's progress is lost: {fault}", stacklevel=2)
             return []
