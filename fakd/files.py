@@ -181,7 +181,7 @@ def _array(pack: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with pack.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
-
+# %% ../nbs/02_files.ipynb #6e80b560
 class Arrays(dict[str, np.ndarray]):
     "The arrays of a file, by name."
 

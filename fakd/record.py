@@ -410,7 +410,7 @@ def artefacts(
         for p in files
     ]
 
-
+# %% ../nbs/05_record.ipynb #a70de850
 def read_history(
     run: Run,               # the run
 ) -> list[dict[str, Any]]:  # one dict a line: numbers where the text is one, None where it is empty

@@ -34,8 +34,8 @@ from .taps import Taps
 from .teacher import Teacher, Teachers
 
 # %% auto #0
-__all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'train_step', 'trainer_state', 'restore',
-           'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
+__all__ = ['Look', 'Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'train_step', 'trainer_state',
+           'restore', 'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -370,6 +370,24 @@ def _draw_curves(
         ax.spines[["top", "right"]].set_visible(False)
     return figure
 
+# %% ../nbs/60_trainer.ipynb #fb6d4df6
+Look = tuple[int, list[float], list[np.ndarray]]  # at one step: the step, a distance and a row for each tap
+
+
+def _earlier(path: Path, taps: int, step: int) -> list[Look]:
+    "What the sitting before this one kept, up to the step from which it goes on."
+    if not path.is_file():
+        return []
+    try:
+        kept = read_arrays(path)
+        steps = kept.take("steps", "iu", None)
+        far = kept.take("distances", "f", len(steps), taps)
+        rows = zip(*(kept.take(f"rows/{i}", "f", len(steps), None, None) for i in range(taps)), strict=True)
+    except FakdError as fault:  # these are pictures: the training itself goes on from its checkpoint
+        warnings.warn(f"what was kept of the affinity's progress is lost: {fault}", stacklevel=2)
+        return []
+    return [look for look in zip(steps.tolist(), far.tolist(), map(list, rows), strict=True) if look[0] < step]
+
 # %% ../nbs/60_trainer.ipynb #843de5d1
 def moments(
     steps: int,    # of the whole run
@@ -393,7 +411,7 @@ class Snapshots:
         self.path, self.query, self.taps = path, query, list(taps)
         self.lr_imgs = to_batch([lr_img])
         self.teacher = self._maps(teacher, [t for _, t in taps])
-        self.seen: list[tuple[int, list[float], list[np.ndarray]]] | None = None  # step, distances, rows
+        self.seen: list[Look] | None = None
 
     def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
         where, was = next(net.parameters()), net.training
@@ -406,24 +424,9 @@ class Snapshots:
     def _row(self, maps: Tensor) -> np.ndarray:
         return pixel_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()
 
-    def _earlier(self, step: int) -> list[tuple[int, list[float], list[np.ndarray]]]:
-        "What the sitting before this one kept, up to the step from which it goes on."
-        if not self.path.is_file():
-            return []
-        try:
-            kept = read_arrays(self.path)
-            steps, taps = kept.take("steps", "iu", None), range(len(self.taps))
-            far = kept.take("distances", "f", len(steps), len(taps))
-            rows = zip(*(kept.take(f"rows/{i}", "f", len(steps), None, None) for i in taps), strict=True)
-        except FakdError as fault:  # these are pictures: the training itself goes on from its checkpoint
-            warnings.warn(f"what was kept of the affinity's progress is lost: {fault}", stacklevel=2)
-            return []
-        lines = zip(steps.tolist(), far.tolist(), map(list, rows), strict=True)
-        return [line for line in lines if line[0] < step]
-
     def on_step(self, t: Trainer) -> None:
         if self.seen is None:
-            self.seen = self._earlier(t.step) if t.step > 1 else []
+            self.seen = _earlier(self.path, len(self.taps), t.step) if t.step > 1 else []
         if t.step in moments(t.config.steps):
             pairs = zip(self._maps(t.net, [s for s, _ in self.taps]), self.teacher, strict=True)
             looks = [(float(affinity_l1(s, w.to(s.device))), self._row(s)) for s, w in pairs]
