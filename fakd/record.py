@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from importlib import import_module, metadata
@@ -198,6 +198,9 @@ class Record(BaseModel):
     resumed_from_step: dict[str, list[int]] = Field(
         default_factory=dict, description="steps at which a run was continued"
     )
+    sittings: dict[str, list[dict[str, Any]]] = Field(
+        default_factory=dict, description="by method: each start or continuation, its step, machine, threads and rate"
+    )
     artefacts: list[Artefact]
 
     _details = field_validator("teacher", "student", "environment")(_check_details)
@@ -294,17 +297,18 @@ class Run:
     @classmethod
     def create(
         cls,
-        run_id: str,          # `<kind>-x<scale>-...-<8 of digest>`
-        base: Path,           # folder of runs
-        resume: bool = True,  # continue an unfinished run of this id, else take the next free name
+        run_id: str,                                   # `<kind>-x<scale>-...-<8 of digest>`
+        base: Path,                                    # folder of runs
+        again: Callable[[Run], bool] | None = None,    # which run of this id to go on with; None: an unfinished one
     ) -> Run:
         "The folder for a run: a finished one is never overwritten, asking again gives `...-2`."
+        again = again or (lambda run: not run.finished)
         if not re.fullmatch(r"[a-z0-9-]+", run_id):
             raise FakdError(f'run id "{run_id}": only a-z, 0-9 and - are accepted.')
         number = 1
         while True:
             run = cls(base / (run_id if number == 1 else f"{run_id}-{number}"))
-            if not os.path.exists(run.dir) or (resume and not run.finished):
+            if not os.path.exists(run.dir) or again(run):
                 try:
                     run.dir.mkdir(parents=True, exist_ok=True)
                 except OSError as fault:
@@ -400,7 +404,8 @@ def artefacts(
     patterns: Sequence[str] = ("weights/*", "history.csv", "snapshots/**/*"),
 ) -> list[Artefact]:  # sorted by path
     "The run's files with size and checksum; pages and notebook are made from the record and not listed."
-    files = sorted({p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()})
+    found = {p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()}
+    files = sorted(p for p in found if not p.name.startswith("."))  # what a killed process left is none
     return [
         Artefact(
             path=p.relative_to(run.dir).as_posix(),
