@@ -259,6 +259,7 @@ class _Environment(TypedDict, total=False):
 
 _DETAILS: dict[str, TypeAdapter[Any]] = {
     "teacher": TypeAdapter(_About | None), "student": TypeAdapter(_About), "environment": TypeAdapter(_Environment),
+    "history": TypeAdapter(dict[str, dict[str, float | int | None]]),
 }  # fmt: skip
 
 
@@ -301,9 +302,7 @@ class Record(BaseModel):
         default_factory=lambda known: left_out(known.get("rows", [])),
         description="by set, the images that count in no mean, and why",
     )
-    history: dict[str, dict[str, float | int | None]] = Field(
-        description="last values, best, times, steps a second; by method"
-    )
+    history: dict[str, dict[str, Any]] = Field(description="last values, best, times, steps a second; by method")
     resumed_from_step: dict[str, list[int]] = Field(
         default_factory=dict, description="steps at which a run was continued"
     )
@@ -312,7 +311,7 @@ class Record(BaseModel):
     )
     artefacts: list[Artefact]
 
-    _details = field_validator("teacher", "student", "environment")(_check_details)
+    _details = field_validator(*_DETAILS)(_check_details)
 
 # %% ../nbs/05_record.ipynb #8626a4b6
 def record_schema() -> str:

@@ -181,7 +181,7 @@ def test_a_record_that_is_none_is_one_clear_error(text, tmp_path):
     ({"rows": 3}, "rows"), ({"student": {"taps": 3}}, "taps"), ({"teacher": {"nets": []}}, "nets"),
     ({"student": {"nets": {"a": {"params": "many"}}}}, "nets.a"), ({"teacher": "rcan"}, "teacher"),
     ({"environment": {"versions": [1]}}, "versions"),
-    ({"environment": {"git": "main"}}, "git"), ({"history": {"plain": {"step": [1]}}}, "history.plain.step"),
+    ({"environment": {"git": "main"}}, "git"), ({"history": {"plain": {"step": [1]}}}, "plain.step"),
     ({"summary": {"plain": {"Set5": {"psnr_y": "high"}}}}, "summary"), ({"run_id": "../../etc"}, "run_id"),
     ({"student": {"macs_input": [48]}}, "macs_input"), ({"more": 1}, "more"),
 ])  # fmt: skip
