@@ -46,11 +46,20 @@ class Mutant:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         found = [f"{self.id}: stands {text.count(before)} times in fakd/{self.file}, not once: {before.strip()}"
                  for before, _ in self.edits if text.count(before) != 1]
-        return found + [f"{self.id}: there is no tests/{t}.py" for t in self.tests if not _file(t).is_file()]
+        found += [f"{self.id}: there is no tests/{test}.py" for test in self.tests
+                  if not (ROOT / "tests" / f"{test}.py").is_file()]
+        if not found and path.suffix == ".py":
+            try:
+                compile(self.applied(text), self.file, "exec", dont_inherit=True)
+            except SyntaxError as fault:  # any test would notice that
+                found = [f"{self.id}: fakd/{self.file} would be no Python: {fault}"]
+        return found
 
-
-def _file(test: str) -> Path:
-    return ROOT / "tests" / f"{test}.py"
+    def applied(self, text: str) -> str:
+        "The file with the fault."
+        for before, after in self.edits:
+            text = text.replace(before, after)
+        return text
 
 
 def read_mutants() -> list[Mutant]:
@@ -82,10 +91,7 @@ def broken(copy: Path, mutant: Mutant) -> Iterator[None]:
     "While open, the copy has the fault."
     path = copy / "fakd" / mutant.file
     whole = path.read_text(encoding="utf-8")
-    text = whole
-    for before, after in mutant.edits:
-        text = text.replace(before, after)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(mutant.applied(whole), encoding="utf-8")
     try:
         yield
     finally:
