@@ -129,6 +129,19 @@ def test_what_a_folder_lacks_is_left_out(tmp_path: Path, absent: dict) -> None:
         assert "cannot say what distillation changed" in text
 
 
+@pytest.mark.parametrize("environment", [
+    {}, {"git": None}, {"git": {}}, {"git": None, "no_git": "there is no git here"}, {"gpu": None, "versions": {}},
+    {"git": {"commit": "0123abcd" * 5}, "python": "3.11"},
+])
+def test_any_part_of_the_environment_may_be_missing(tmp_path: Path, environment: dict) -> None:
+    "A ZIP, a machine without git, a clone of another owner: the page is there, and says what is known."
+    text = run_page(make_run_fixture(tmp_path, pictures=False, environment=environment)).read_text(encoding="utf-8")
+    check_page(text)
+    assert ("none: there is no git here" in text) == ("no_git" in environment)
+    assert ("at commit 0123abcd0123" in text) == bool((environment.get("git") or {}).get("commit"))
+    assert "papermill nbs/run_distill.ipynb" in text
+
+
 def test_an_empty_snapshot_folder_and_a_failed_run_have_a_page(tmp_path: Path) -> None:
     run = make_run_fixture(tmp_path, pictures=False, state="failed", error="loss is nan at step 7 & <stopped>")
     (run.dir / "snapshots" / "images" / "Set5--baby").mkdir(parents=True)
