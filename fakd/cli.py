@@ -23,12 +23,12 @@ import numpy as np
 import png
 import tifffile
 from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from .core import IMAGE_SUFFIXES, FakdError, atomic_write, choose_device, find_path, list_images, set_threads
 from .download import data_get, data_list, data_verify
 from .foreign import load_any
 from .onnx import OnnxNet
+from .progress import Bar
 from .upscale import MEMORY_MB, Net, net_scale, upscale
 
 # %% auto #0
@@ -243,7 +243,7 @@ def upscale_files(
     "Enlarge image files; one that fails is noted and the rest is done."
     tally = Tally()
     try:
-        for source, target in tqdm(jobs.items(), desc="images", disable=not progress or len(jobs) == 1):
+        for source, target in Bar(jobs.items(), desc="images", disable=not progress or len(jobs) == 1):
             if target.exists() and not overwrite:
                 tally.skipped.append(target)
                 continue

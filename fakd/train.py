@@ -31,6 +31,7 @@ from .foreign import Foreign, as_net, load_any, spec_of
 from .losses import DistillLoss, loss_memory
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
+from .pages import make_pages
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
@@ -40,7 +41,7 @@ from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
 __all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'equal_time_steps', 'fit',
-           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
+           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'HistoryFile', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -355,12 +356,12 @@ def fit(
     loss = _make_loss(setup, student, distil)
     teacher = _teaching(setup) if loss.needs_teacher else None
     checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
+    earlier = list(itertools.chain(*setup.histories.values()))
     trainer = Trainer(
         student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
         teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
         watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
-                  Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
-                  Saver(checkpoint)],
+                  Curves(earlier), HistoryFile(setup.run, earlier), *_snapshots(setup, method), Saver(checkpoint)],
     )
     if checkpoint.exists():
         restore(trainer, checkpoint)
@@ -536,6 +537,22 @@ def _write_history(run: Run, lines: Sequence[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
 
+
+class HistoryFile:
+    "Keeps `history.csv` up with a training, always whole, so that a run can be followed from outside."
+
+    def __init__(
+        self,
+        run: Run,                          # in whose folder
+        earlier: Sequence[dict[str, Any]], # lines of methods already trained
+    ):
+        self.run, self.earlier, self.written = run, list(earlier), 0
+
+    def on_step(self, t: Trainer) -> None:
+        if len(t.history) != self.written:
+            self.written = len(t.history)
+            _write_history(self.run, [*self.earlier, *t.history])
+
 # %% ../nbs/65_train.ipynb #3d370aee
 def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> dict[str, Any]:
     "What the record says of a network."
@@ -591,7 +608,7 @@ def distill(
     if setup.config.equal_time:
         fit(setup, equal_time=True)
     score(setup)
-    return finish(setup)
+    return _with_pages(finish(setup))
 
 
 def train_teacher(
@@ -601,4 +618,10 @@ def train_teacher(
     setup = prepare(TeacherConfig(**parameters))
     fit(setup)
     score(setup)
-    return finish(setup)
+    return _with_pages(finish(setup))
+
+
+def _with_pages(run: Run) -> Run:
+    "The run, with report and explorer as its notebook leaves them; says where they are."
+    print(make_pages(run))
+    return run

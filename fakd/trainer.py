@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
 
 from .affinity import affinity_l1, pixel_row
 from .checkpoint import load_checkpoint, random_states, refuse_changes, save_checkpoint, set_random_states
@@ -28,6 +27,7 @@ from .config import learn_rate_at
 from .core import PRECISIONS, atomic_write, to_batch
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
+from .progress import Bar, notebook_display
 from .taps import Taps
 from .teacher import Teacher, Teachers
 
@@ -304,7 +304,7 @@ class Progress:
 
     def on_step(self, t: Trainer) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=t.config.steps, initial=t.step - 1, desc=t.method, unit="step", mininterval=0.5)
+            self.bar = Bar(total=t.config.steps, initial=t.step - 1, desc=t.method, unit="step", mininterval=0.5)
         self.bar.update()
 
     def on_eval(self, t: Trainer) -> None:
@@ -327,7 +327,7 @@ class Curves:
         self.before, self.handle = list(before), None
 
     def on_eval(self, t: Trainer) -> None:
-        display = _notebook_display()
+        display = notebook_display()
         if display is None:
             return
         figure = _draw_curves([*self.before, *t.history])
@@ -336,17 +336,6 @@ class Curves:
         else:
             self.handle.update(figure)
         plt.close(figure)
-
-
-def _notebook_display() -> Any:
-    "IPython's display, if this runs in a notebook's kernel."
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return None
-    shell = get_ipython()
-    return display if shell is not None and hasattr(shell, "kernel") else None
 
 # %% ../nbs/60_trainer.ipynb #f4a871ef
 def _draw_curves(
