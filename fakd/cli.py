@@ -7,172 +7,24 @@ from __future__ import annotations
 
 import argparse
 import glob
-import io
-import re
-import struct
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import png
-import tifffile
-from PIL import Image, UnidentifiedImageError
-
-from .core import IMAGE_SUFFIXES, FakdError, atomic_write, choose_device, find_path, list_images, set_threads
+from .core import FakdError, choose_device, find_path, set_threads
 from .download import data_get, data_list, data_verify
 from .foreign import load_any
+from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
 from .onnx import OnnxNet
 from .progress import Bar
 from .upscale import MEMORY_MB, Net, net_scale, upscale
 
 # %% auto #0
-__all__ = ['Picture', 'read_picture', 'write_picture', 'find_jobs', 'Tally', 'upscale_files', 'main']
-
-# %% ../nbs/95_cli.ipynb #43ea0067
-@dataclass(frozen=True)
-class Picture:
-    "What an image file holds."
-
-    pixels: np.ndarray            # uint8 or uint16, (h, w, c): grey, grey and alpha, colour, colour and alpha
-    profile: bytes | None = None  # ICC colour profile
-
-
-def _png16(path: Path) -> np.ndarray:
-    "Pixels of a 16-bit PNG file, uint16 (h, w, c)."
-    with open(path, "rb") as file:
-        width, height, rows, info = png.Reader(file=file).read()
-        pixels = np.stack([np.asarray(row, dtype=np.uint16) for row in rows]).reshape(height, width, -1)
-    if "transparent" in info:  # one colour that stands for no colour
-        seen = (pixels != np.asarray(info["transparent"], dtype=np.uint16)).any(axis=2, keepdims=True)
-        pixels = np.concatenate([pixels, seen.astype(np.uint16) * 65535], axis=2)
-    return pixels
-
-
-def _tiff16(path: Path) -> tuple[np.ndarray, bytes | None, int] | None:
-    "Pixels, uint16 (h, w, c), profile and orientation of a 16-bit TIFF file; None for one of 8 bits."
-    with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
-        if not isinstance(page, tifffile.TiffPage) or page.bitspersample <= 8:
-            return None
-        if len(file.pages) > 1:
-            raise ValueError(f"it holds {len(file.pages)} pictures: save them one by one")
-        kind, alphas = tifffile.PHOTOMETRIC(page.photometric).name, page.extrasamples
-        if page.dtype != np.uint16 or kind not in ("MINISBLACK", "RGB") or 1 in alphas:  # 1: colours times alpha
-            raise ValueError(f"{kind} of type {page.dtype}: save it as 8- or 16-bit RGB with straight alpha")
-        pixels = page.asarray().astype(np.uint16)
-        pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
-        tags = {code: page.tags[code].value for code in (34675, 274) if code in page.tags}
-    return pixels.reshape(*pixels.shape[:2], -1), tags.get(34675), int(tags.get(274, 1))
-
-# %% ../nbs/95_cli.ipynb #12db140a
-_KEPT = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
-
-
-def _pillow(file: Image.Image) -> np.ndarray:
-    "Pixels of a file that Pillow reads without loss."
-    if file.mode == "F":
-        raise ValueError("it holds fractions of no known range: save it with 8 or 16 bits")
-    if file.mode.startswith("I"):
-        values = np.asarray(file)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("it holds numbers beyond 16 bits: save it with 8 or 16 bits")
-        return values.astype(np.uint16)[:, :, None]
-    mode = _KEPT.get(file.mode, "RGB")
-    if "transparency" in file.info:  # one colour, or one entry of the palette
-        mode = "LA" if mode == "L" else "RGBA"
-    pixels = np.asarray(file.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], -1)
-
-# %% ../nbs/95_cli.ipynb #421579c1
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    "Turn an image as its EXIF orientation, 1 to 8, demands."
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
-
-# %% ../nbs/95_cli.ipynb #7a01b579
-def _read(path: Path) -> Picture:
-    "See `read_picture`; faults as the readers raise them."
-    with open(path, "rb") as raw:
-        head = raw.read(512)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and (deep := _tiff16(path)):
-        return Picture(_upright(deep[0], deep[2]), deep[1])
-    if (found := re.match(rb"P[36]\s+(?:#.*\s+)*\d+\s+\d+\s+(\d+)", head)) and int(found[1]) > 255:
-        raise ValueError("of 16-bit colour, PNG and TIFF are read")
-    with Image.open(path) as file:
-        if getattr(file, "n_frames", 1) > 1:
-            raise ValueError(f"it holds {getattr(file, 'n_frames', 1)} pictures: save them one by one")
-        pixels = _png16(path) if head[:4] == b"\x89PNG" and head[24] == 16 else _pillow(file)
-        kept = file.mode in _KEPT or file.mode[0] in "PI"  # of CMYK, the profile does not fit the RGB made of it
-        # of TIFF, Pillow has turned the picture by now and taken the note away
-        return Picture(_upright(pixels, file.getexif().get(274, 1)), file.info.get("icc_profile") if kept else None)
-
-
-def read_picture(
-    path: str | Path,  # any file that Pillow, pypng or tifffile can decode
-) -> Picture:
-    "Read an image file without loss of depth, alpha or profile; turned upright."
-    try:
-        return _read(Path(path))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no such image file.") from None
-    except _BROKEN as fault:
-        raise FakdError(f"{path}: not a readable image ({fault}).") from None
-
-
-# what the three readers raise for files that are damaged, cut off, or of a kind they do not know
-_BROKEN = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error,
-    png.Error, zlib.error, Image.DecompressionBombError, tifffile.TiffFileError,
-)  # fmt: skip
-
-# %% ../nbs/95_cli.ipynb #1a5fb0d2
-_HOLDS = {".png": (2, True), ".tif": (2, True), ".tiff": (2, True), ".webp": (1, True), ".jpg": (1, False),
-          ".jpeg": (1, False)}  # fmt: skip  # bytes of a sample, alpha
-
-
-def _save_png16(path: Path, picture: Picture) -> None:
-    "A 16-bit PNG file, with its profile."
-    h, w, c = picture.pixels.shape
-    buffer = io.BytesIO()
-    png.Writer(w, h, greyscale=c < 3, alpha=c in (2, 4), bitdepth=16).write(buffer, picture.pixels.reshape(h, -1))
-    data = buffer.getvalue()
-    if picture.profile:  # a chunk of its own after the header, which is 33 bytes long
-        body = b"iCCP" + b"ICC Profile\0\0" + zlib.compress(picture.profile)
-        data = data[:33] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + data[33:]
-    path.write_bytes(data)
-
-
-def write_picture(
-    path: str | Path,  # the suffix chooses the format: .png, .tif, .webp (all lossless) or .jpg
-    picture: Picture,  # what to write
-) -> None:
-    "Write an image file, atomically; refuse a format that would lose depth or alpha."
-    suffix, pixels = Path(path).suffix.lower(), picture.pixels
-    if suffix not in _HOLDS:
-        raise FakdError(f'{path}: cannot write "{suffix}". Known: {" ".join(_HOLDS)}.')
-    size, alpha = _HOLDS[suffix]
-    if pixels.itemsize > size or (pixels.shape[2] in (2, 4) and not alpha):
-        lost = "16 bits" if pixels.itemsize > size else "transparency"
-        raise FakdError(f"{path}: {suffix} cannot hold {lost}. Choose .png or .tif.")
-    with atomic_write(path) as temporary:
-        if pixels.itemsize == 1:
-            img = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            img.save(temporary, icc_profile=picture.profile, quality=95, lossless=True)
-        elif suffix == ".png":
-            _save_png16(temporary, picture)
-        else:
-            kind = "minisblack" if pixels.shape[2] < 3 else "rgb"
-            more = ["unassalpha"] if pixels.shape[2] in (2, 4) else []
-            tifffile.imwrite(temporary, pixels if pixels.shape[2] > 1 else pixels[:, :, 0], photometric=kind,
-                             extrasamples=more, iccprofile=picture.profile, compression="zlib")  # fmt: skip
+__all__ = ['find_jobs', 'Tally', 'upscale_files', 'main']
 
 # %% ../nbs/95_cli.ipynb #cb81579a
 def _sources(given: str) -> list[Path]:
@@ -199,8 +51,8 @@ def find_jobs(
     "Say what would be made of what; refuse it whole if two results have one place or a result replaces an image."
     out, sources = Path(out), list(dict.fromkeys(path for given in inputs for path in _sources(given)))
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
-        if out.suffix.lower() not in _HOLDS:
-            raise FakdError(f'{out}: cannot write "{out.suffix}". Known: {" ".join(_HOLDS)}.')
+        if out.suffix.lower() not in WRITABLE:
+            raise FakdError(f'{out}: cannot write "{out.suffix}". Known: {" ".join(WRITABLE)}.')
         if len(sources) > 1:
             raise FakdError(f"{out}: one file cannot hold {len(sources)} results. Give a folder.")
         jobs = {sources[0]: out}
@@ -248,7 +100,7 @@ def upscale_files(
                 tally.skipped.append(target)
                 continue
             try:
-                picture = read_picture(source)
+                picture = read_picture(source, MEMORY_MB if memory_mb is None else memory_mb)
                 write_picture(target, Picture(upscale(net, picture.pixels, memory_mb, progress), picture.profile))
                 tally.done.append(target)
             except (FakdError, OSError, MemoryError, RuntimeError) as fault:  # torch's faults are RuntimeErrors

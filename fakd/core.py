@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'parse_spec', 'root', 'home', 'places',
-           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'read_image', 'write_image', 'list_images',
-           'to_batch', 'quantise', 'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16',
-           'choose_precision', 'cpu_quota', 'set_threads', 'digest', 'code_digest']
+__all__ = ['MOST_SPEC', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places',
+           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'write_image', 'to_batch', 'quantise',
+           'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
+           'set_threads', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
@@ -90,22 +90,34 @@ def _split(text: str, mark: str) -> list[str]:
     return [p.strip() for p in parts]
 
 
-def _value(text: str) -> Any:
-    "A literal, or the bare word itself."
+def literal(
+    text: str,  # such as `[1, 2]`, `0.5` or `"a text"`
+) -> Any:       # what it stands for
+    "The value of a Python literal; nothing is executed."
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
-            return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        raise FakdError(f'"{text}" is no value: use a number, True, False, None, a word or "text".') from None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+        raise FakdError(f'"{text[:60]}" is no value: use a number, True, False, None, a word or "text".') from None
+
+
+def _value(text: str) -> Any:
+    "A literal, or the bare word itself."
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return literal(text)
 
 # %% ../nbs/00_core.ipynb #13d60a0b
+MOST_SPEC = 10_000  # characters
+
+
 def parse_spec(
     text: str,    # such as `0.5*DS+0.5*TS+10*SA` or `rcan(n_feats=32)`
 ) -> list[Spec]:  # one entry a term, in order
     "Read `weight*name(key=value, ...)` terms joined by `+`; literals only, nothing is executed."
+    if len(text := str(text).strip()) > MOST_SPEC:
+        raise FakdError(f'spec "{text[:60]}...": {len(text)} characters, at most {MOST_SPEC} are read.')
     terms = []
-    for part in _split(str(text).strip(), "+"):
+    for part in _split(text, "+"):
         match = _TERM.match(part)
         if not match:
             raise FakdError(
@@ -224,33 +236,6 @@ def _umask() -> int:
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #ebdfd746
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-def read_image(
-    path: str | Path,  # any file Pillow can decode
-) -> np.ndarray:       # uint8, (h, w, 3), RGB
-    "Read an image file as 8-bit RGB; 16-bit grey is scaled and rounded, of 16-bit colour the high byte is taken."
-    path = Path(path)
-    try:
-        with Image.open(path) as file:
-            img = ImageOps.exif_transpose(file)
-            if img.mode.startswith("I") or img.mode == "F":
-                values = np.asarray(img, dtype=np.float64)
-                top = 65535.0 if img.mode.startswith("I") else 255.0
-                grey = np.floor(np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if img.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in img.info:
-                img = img.convert("RGBA")
-            if img.mode == "RGBA":  # drop alpha, keep the colours under it
-                return np.ascontiguousarray(np.asarray(img)[:, :, :3])
-            return np.array(img.convert("RGB"))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no such image file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
-        raise FakdError(f"{path}: not a readable image ({fault}). Accepted: {' '.join(IMAGE_SUFFIXES)}.") from None
-
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(
     path: str | Path,  # the suffix chooses the format; .png is lossless
@@ -261,15 +246,6 @@ def write_image(
         raise FakdError(f"write_image: expected uint8 (h, w, 3), got {img.dtype} {img.shape}.")
     with atomic_write(path) as temporary:
         Image.fromarray(img).save(temporary)
-
-
-def list_images(
-    folder: str | Path,  # searched itself, not below
-) -> list[Path]:         # sorted by name
-    "The image files of a folder, by suffix."
-    return sorted(
-        p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
 
 # %% ../nbs/00_core.ipynb #3c07ff5e
 def to_batch(
@@ -432,11 +408,11 @@ def _without_prose(source: str) -> str:
 
 
 def code_digest() -> str:
-    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65."
+    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65, and the reader of images."
     parts = {}
     for file in sorted(Path(str(resources.files("fakd"))).glob("*.py")):
         source = file.read_text(encoding="utf-8")
-        match = re.search(r"File to edit: \S*?/(\d\d)_\w+\.ipynb", source)
-        if match and 10 <= int(match[1]) <= 65:
+        match = re.search(r"File to edit: \S*?/(\d\d)_(\w+)\.ipynb", source)
+        if match and (match[2] == "images" or 10 <= int(match[1]) <= 65):
             parts[file.stem] = _without_prose(source)
     return digest({"python": platform.python_version_tuple()[:2], "modules": parts})

@@ -25,8 +25,9 @@ import pooch
 import requests
 
 from .benchmarks import SETS, ImageSet, image_set, set_files
-from .core import FakdError, cpu_quota, pick, read_image, root
+from .core import FakdError, cpu_quota, pick, root
 from .degrade import degrade
+from .images import read_image
 from .progress import Bar
 
 # %% auto #0

@@ -23,7 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .core import FakdError, atomic_write, read_image, to_images
+from .core import FakdError, atomic_write, to_images
+from .images import read_image
 from .record import METHODS, Record, Row, Run, known_methods
 
 # %% auto #0

@@ -28,7 +28,7 @@ from .core import FakdError, atomic_write, code_digest, digest, find_path, set_t
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import Foreign, as_net, load_any, spec_of
-from .losses import DistillLoss, loss_memory
+from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pages import make_pages
@@ -294,7 +294,7 @@ def prepare(
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
         cfg = setup.config
-    _make_loss(setup, fresh)  # refuses terms that do not fit the taps
+    _check_loss(setup, fresh)
     setup.digest = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]},
         "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
@@ -311,6 +311,20 @@ def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> Distill
         return DistillLoss(cfg.loss if setup.teacher is None else "DS", seed=cfg.seed)
     ours, *theirs = _pair_shapes(setup, student)
     return DistillLoss(cfg.loss, ours, theirs, seed=cfg.seed)
+
+
+def _check_loss(setup: Setup, student: nn.Module) -> None:
+    "Refuse terms that do not fit the taps or would teach nothing, and taps before which nothing is trained."
+    cfg, loss = setup.config, _make_loss(setup, student)
+    if loss.needs_maps:
+        student.eval()  # to look must not change what a network keeps
+        with Taps(student, [pair[0] for pair in setup.taps]) as taps:
+            student(torch.zeros(1, 3, cfg.patch_px, cfg.patch_px))
+            idle = [name for name, maps in zip(taps.places, taps.maps, strict=True) if not maps.requires_grad]
+        if idle:
+            raise FakdError(f"tap(s) {', '.join(idle)} of the student: nothing before them is trained, so that "
+                            "no loss on them teaches it. Tap deeper places.")
+    refuse_idle(loss, cfg.batch_size // cfg.accumulate, cfg.patch_px, cfg.scale)
 
 
 def _teaching(setup: Setup) -> Teacher | Teachers:

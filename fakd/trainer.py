@@ -204,7 +204,7 @@ def train_step(
                 t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps, step=t.step * cfg.accumulate + i,
                 lr_imgs=lr_part, student=t.student, teacher=teacher, features=teacher and teacher.features,
             )
-        t.scaler.scale(total / cfg.accumulate).backward()  # the mean over the parts is the mean over the batch
+        t.scaler.scale(total / cfg.accumulate).backward()  # parts count alike
         seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
     t.guard.add(t.step, seen)
     if cfg.clip_norm:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from fakd.core import FakdError, list_images, read_image
+from fakd.core import FakdError
+from fakd.images import list_images, read_image
 from fakd.metrics import _learned, _stages, dists, lpips, psnr_div2k, psnr_rgb, psnr_y, rgb_to_y, ssim_rgb, ssim_y
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
