@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
 from .commands import SHELLS, add_commands, completion, dashed, refuse
@@ -199,7 +199,7 @@ def _upscale_options(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     "The whole command line."
     parser = argparse.ArgumentParser("fakd", description="Distilled super-resolution networks at work.", epilog=_CODES)
-    parser.add_argument("--version", action="version", version=f"fakd {version('fakd')}")
+    parser.add_argument("--version", action="version", version=f"fakd {import_module('fakd').__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     what = "enlarge image files; depth, transparency and colour profile are kept"
     raw = argparse.RawDescriptionHelpFormatter
