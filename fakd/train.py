@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import html
 import itertools
 from collections.abc import Sequence
@@ -38,12 +37,12 @@ from .record import DataUse, Record, Row, Run, artefacts, environment, now, read
 from .resume import diverged, drop_checkpoints, open_run
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
-from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, remedy, restore
+from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
 __all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'equal_time_steps', 'fit',
-           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'HistoryFile', 'distill', 'train_teacher']
+           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -536,7 +535,6 @@ def finish(
     cfg, run = setup.config, setup.run
     if setup.record is not None:
         return run
-    _write_history(run, list(itertools.chain(*setup.histories.values())))
     student = setup.new_student()
     record = Record(
         run_id=run.id,
@@ -564,31 +562,6 @@ def finish(
     if not error:
         drop_checkpoints(run)
     return run
-
-# %% ../nbs/65_train.ipynb #3109153f
-def _write_history(run: Run, lines: Sequence[dict[str, Any]]) -> None:
-    "The table of `history.csv`: one line a time, one column a term, empty where there is no value."
-    columns = [*dict.fromkeys(k for line in lines for k in line if k != "psnr_y"), "psnr_y"]
-    with atomic_write(run.dir / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
-
-
-class HistoryFile:
-    "Keeps `history.csv` up with a training, always whole, so that a run can be followed from outside."
-
-    def __init__(
-        self,
-        run: Run,                          # in whose folder
-        earlier: Sequence[dict[str, Any]], # lines of methods already trained
-    ):
-        self.run, self.earlier, self.written = run, list(earlier), 0
-
-    def on_step(self, t: Trainer) -> None:
-        if len(t.history) != self.written:
-            self.written = len(t.history)
-            _write_history(self.run, [*self.earlier, *t.history])
 
 # %% ../nbs/65_train.ipynb #3d370aee
 def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> dict[str, Any]:

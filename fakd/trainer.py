@@ -29,12 +29,13 @@ from .files import read_arrays
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
 from .progress import Bar, notebook_display
+from .record import Run, write_history
 from .taps import Taps
 from .teacher import Teacher, Teachers
 
 # %% auto #0
 __all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'is_finite', 'train_step', 'remedy',
-           'trainer_state', 'restore', 'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
+           'trainer_state', 'restore', 'History', 'HistoryFile', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -332,6 +333,25 @@ class History:
             t.tell("on_eval")
 
 # %% ../nbs/60_trainer.ipynb #eca3bcf8
+class HistoryFile:
+    "Keeps `history.csv` up with a training, always whole, so that a run can be followed from outside."
+
+    def __init__(
+        self,
+        run: Run,                          # in whose folder
+        earlier: Sequence[dict[str, Any]], # lines of methods already trained
+    ):
+        self.run, self.earlier, self.written = run, list(earlier), 0
+
+    def on_step(self, t: Trainer) -> None:
+        if len(t.history) != self.written:
+            self.on_end(t)
+
+    def on_end(self, t: Trainer) -> None:
+        self.written = len(t.history)
+        write_history(self.run, [*self.earlier, *t.history])
+
+
 class Saver:
     "Saves at the start, every `checkpoint_min` minutes and at the end; what it keeps is finite, and its next step too."
 
