@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import torch
 
-from .benchmarks import ImageSet, image_set
+from .benchmarks import ImageSet, image_set, picture_folder
 from .complexity import describe_net, latencies, peak_memory
 from .config import EvaluateConfig, find_weights
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
@@ -165,7 +165,7 @@ def _keep_images(
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, scale)}
             shown |= {name: make(evaluation.nets[name], pair.lr_img) for name in names}
             for name, img in shown.items():
-                folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / f"{images.name}--{image}"
+                folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / picture_folder(images.name, image)
                 write_image(folder / f"{quote(name, safe='')}.png", img)
 
 # %% ../nbs/64_scoring.ipynb #f50eb6aa
