@@ -105,6 +105,20 @@ class DataUse(BaseModel):
     role: Literal["train", "validate", "evaluate"]
     count: int = Field(description="number of images")
     digest: str = Field(description="digest of the content of its files")
+    lr: str = Field(default="", description="where its LR images come from")
+    trained_on: dict[str, str] = Field(default_factory=dict, description="images whose pixels the training images "
+                                       "show, in whole or in part: by name, the training image; empty: none found")
+
+    @property
+    def warning(self) -> str:
+        "What must be said of scores on this set, if it was trained on."
+        if not self.trained_on:
+            return ""
+        shown = [f"{name} (in {where})" for name, where in self.trained_on.items()]
+        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        return (f"{len(shown)} of {self.count} images of {self.name} are among the training images: "
+                f"{', '.join(shown[:4])}{more}. Scores on them do not tell how the network does on images "
+                "that it has not seen.")
 
 
 class Artefact(BaseModel):

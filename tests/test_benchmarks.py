@@ -25,7 +25,7 @@ def data(tmp_path, monkeypatch):
     "An empty data folder; nothing else is searched."
     monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("FAKD_DATA", os.pathsep.join([str(tmp_path / "nowhere"), str(tmp_path / "data")]))
-    monkeypatch.setattr(fakd.benchmarks, "root", lambda: tmp_path / "project")
+    monkeypatch.setattr(fakd.benchmarks, "places", lambda path: [tmp_path / "project" / path])
     return tmp_path / "data"
 
 
