@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from .benchmarks import found_benchmarks, image_set
+from .benchmarks import found_benchmarks, image_set, image_sets, join_sets
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
@@ -126,10 +126,12 @@ class TrainConfig(Config):
     preset: str = _field(
         "mini", "fills what is None: mini (minutes), small (hours), paper (FAKD's recipe)", digest=False
     )
-    data: str | None = _field(None, "training images: sample, a set's name, a folder, or several joined by +")
+    data: str | None = _field(
+        None, "training images: sample, a set's name, a folder, or several joined by +; in Python also a Path or a list"
+    )
     benchmarks: str | None = _field(
         None,
-        "sets to evaluate on, joined by +; None: sample-eval and every benchmark found",
+        "sets to evaluate on, as for data; None: sample-eval and every benchmark found",
         digest=False,
         resume="any",
     )
@@ -155,6 +157,11 @@ class TrainConfig(Config):
         resume="any",
     )
     out_dir: str = _field("reports/runs", "folder of runs", digest=False, resume="any")
+
+    @field_validator("data", "benchmarks", mode="before")
+    @classmethod
+    def _read_sets(cls, given: Any) -> Any:
+        return join_sets(given) if isinstance(given, (Path, list, tuple)) else given
 
     @field_validator("schedule")
     @classmethod
@@ -301,7 +308,10 @@ class EvaluateConfig(Config):
     )
     scales: list[int] | None = _field(None, "only networks of these scales; None: of any")
     benchmarks: str | None = _field(
-        None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False
+        None,
+        "names of sets and folders to evaluate on, joined by +; in Python also a Path or a list; "
+        "None: sample-eval and every benchmark found",
+        digest=False,
     )
     ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
     tile: int | None = _field(
@@ -317,6 +327,11 @@ class EvaluateConfig(Config):
     )
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
     out_dir: str = _field("reports/runs", "folder of runs", digest=False)
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _read_sets(cls, given: Any) -> Any:
+        return join_sets(given) if isinstance(given, (Path, list, tuple)) else given
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -338,8 +353,7 @@ class EvaluateConfig(Config):
         asked = {k for k, f in type(self).model_fields.items() if getattr(self, k) != f.default}
         origin = {k: "given" if k in asked else "chosen" if k in late else "default" for k in type(self).model_fields}
         resolved = self._completed(late, origin)
-        for name in str(resolved.benchmarks).split("+"):
-            image_set(name.strip())
+        image_sets(str(resolved.benchmarks))
         perceptual_measures(resolved.backbone_files)
         return resolved
 
@@ -464,8 +478,7 @@ def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     origin = {k: next(name for name, keys in sources if k in keys) for k in fields}
     resolved = config._completed({**chosen, **late}, origin)
     image_set(resolved.data)
-    for name in resolved.benchmarks.split("+"):
-        image_set(name.strip())
+    image_sets(resolved.benchmarks)
     if resolved.batch_size % resolved.accumulate:
         raise FakdError(
             f"batch_size {resolved.batch_size} cannot be computed in {resolved.accumulate} equal parts (accumulate)."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -235,6 +236,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+# %% ../nbs/00_core.ipynb #2fe29e08
+def __getattr__(name: str) -> Any:
+    "`read_image`, `list_images` and `IMAGE_SUFFIXES` of `fakd.images`."
+    if name in ("read_image", "list_images", "IMAGE_SUFFIXES"):
+        return getattr(importlib.import_module("fakd.images"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(

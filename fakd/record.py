@@ -116,7 +116,7 @@ class DataUse(BaseModel):
             return ""
         shown = [f"{name} (in {where})" for name, where in self.trained_on.items()]
         more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
-        return (f"{len(shown)} of {self.count} images of {self.name} are among the training images: "
+        return (f"{len(shown)} of {self.count} images of {self.name} are among the training images, whole or in part: "
                 f"{', '.join(shown[:4])}{more}. Scores on them do not tell how the network does on images "
                 "that it has not seen.")
 
@@ -236,6 +236,19 @@ def _commit(folder: Path) -> dict[str, Any]:
     except OSError:
         return {"git": None, "no_git": "there is no git here"}
 
+# %% ../nbs/05_record.ipynb #580e8bb5
+def _image_folder(
+    set_name: str,  # of a set
+    image: str,     # of one of its images
+) -> str:           # a name that every file system takes
+    "The folder of a kept image: `SET--IMAGE`, or where that is no plain file name a readable part of it and a digest."
+    name = f"{set_name}--{image}"
+    plain = re.fullmatch(r"[\w.+,=@() -]+", name) and name.count("--") == 1 and "---" not in name
+    if plain and name[0] not in ". " and name[-1] not in ". " and len(name.encode("utf-8")) <= 120:
+        return name
+    told = hashlib.sha256(json.dumps([set_name, image]).encode()).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name)[:80].strip("._") + f"-{told}"
+
 # %% ../nbs/05_record.ipynb #57c46268
 def now() -> str:
     "The time, UTC, ISO 8601, to the second."
@@ -279,6 +292,16 @@ class Run:
         if not Path(folder).is_dir():
             raise FakdError(f"{folder}: no such run folder.")
         return cls(folder)
+
+    def image_dir(
+        self,
+        set_name: str,             # of a set
+        image: str,                # of one of its images
+        scale: int | None = None,  # where a run has several
+    ) -> Path:
+        "Where this run keeps an image, a file for each method."
+        base = self.dir / "snapshots" / "images"
+        return (base / f"x{scale}" if scale else base) / _image_folder(set_name, image)
 
     @property
     def finished(self) -> bool:

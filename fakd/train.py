@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import nn
 
 from .affinity import pixel_row
-from .benchmarks import ImageSet, image_set
+from .benchmarks import ImageSet, image_set, image_sets
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
@@ -33,6 +33,7 @@ from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
+from .screening import screen
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
@@ -85,6 +86,7 @@ class Setup:
         text = f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
         pairs, memory = loss_needs(self)
         text += "".join("\n" + " = ".join(f"{name} {shape}" for name, shape in pair) for pair in pairs)
+        text += "".join(f"\n{told}" for told in dict.fromkeys(use.warning for use in self.data) if told)
         return f"{text}\n{self.config.loss} needs at most {memory / 2**20:,.0f} MB beside the networks"
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +122,9 @@ def setup_tables(
         way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
         parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
     parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
-    parts.append(_table(["images", "count", "role"], [(d.name, d.count, d.role) for d in setup.data]))
+    used = [(d.name, d.count, d.role, d.lr) for d in setup.data]
+    parts.append(_table(["images", "count", "role", "LR images"], used))
+    parts += [f"<p><b>{html.escape(text)}</b></p>" for text in dict.fromkeys(d.warning for d in setup.data) if text]
     return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
 
 # %% ../nbs/65_train.ipynb #27444cb6
@@ -280,11 +284,11 @@ def prepare(
     teachers = _listed(teacher)
     cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
-    sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
+    sets = image_sets(cfg.benchmarks)
     images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
     Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
-    roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
-    data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
+    scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
+    data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     setup.student = own_student
@@ -452,7 +456,7 @@ def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
     "Whole images of the first sample set, which may be passed on; benchmark images are not kept."
     for images in [s for s in setup.sets if s.layout == "sample"][:1]:
         for pair in images.pairs(setup.config.scale):
-            folder = setup.run.dir / "snapshots/images" / f"{images.name}--{pair.name}"
+            folder = setup.run.image_dir(images.name, pair.name)
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, setup.config.scale)}
             shown |= {method: super_resolve(net, pair.lr_img, setup.config.device) for method, net in nets.items()}
             for name, img in shown.items():
