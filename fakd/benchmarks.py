@@ -5,6 +5,7 @@
 # %% ../nbs/20_benchmarks.ipynb #8cfeed8d
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from .pairing import Entry, check_name, find_entries, name_apart, name_key, twin
 from .pairs import ImagePair, cached_pairs, in_order
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks']
+__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks']
 
 # %% ../nbs/20_benchmarks.ipynb #3afecae1
 def _read_pair(
@@ -40,8 +41,8 @@ def _read_pair(
         return ImagePair(entry.name, modcrop(hr_img, scale), degrade(hr_img, scale))
     lr_img = read_image(entry.lr_file)
     h, w = (scale * side for side in lr_img.shape[:2])
-    surplus = hr_img.shape[0] - h, hr_img.shape[1] - w
-    if min(surplus) < 0 or max(surplus) >= max(scale, 12):
+    cuts = [tuple(side // n * n for side in hr_img.shape[:2]) for n in (scale, math.lcm(scale, 12))]  # 12: BasicSR's
+    if (h, w) not in cuts:
         raise FakdError(f"{entry.lr_file}: {lr_img.shape[1]}x{lr_img.shape[0]} pixels do not fit the HR image of "
                         f"{size} at scale {scale}.")
     return ImagePair(entry.name, hr_img[:h, :w], lr_img)
@@ -102,17 +103,6 @@ class ImageSet:
         pairs = in_order(read, len(entries), workers)
         return list(tqdm(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
 
-    def lr_source(self, scale: int) -> str:
-        "Where the LR images of a scale come from, in words."
-        if self.parts:
-            told = {part.name: part.lr_source(scale) for part in self.parts}
-            same = set(told.values())
-            return same.pop() if len(same) == 1 else "; ".join(f"{name}: {text}" for name, text in told.items())
-        own = {entry.lr_file.parent for entry in set_files(self, scale) if entry.lr_file is not None}
-        if not own:
-            return "made from HR by MATLAB's bicubic"
-        return "own, of " + ", ".join(sorted(os.path.relpath(p, self.folder()).removeprefix("../") for p in own))
-
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."
         return digest([scale, *map(list, set_files(self, scale))])
@@ -168,6 +158,21 @@ def set_files(
                         "Install scikit-image from its wheel.")
     return name_apart(entries)
 
+# %% ../nbs/20_benchmarks.ipynb #d03b7905
+def lr_source(
+    images: ImageSet,  # any set
+    scale: int,        # 2, 3, 4 or 8
+) -> str:
+    "Where the LR images of a scale come from, in words."
+    if images.parts:
+        told = {part.name: lr_source(part, scale) for part in images.parts}
+        same = set(told.values())
+        return same.pop() if len(same) == 1 else "; ".join(f"{name}: {text}" for name, text in told.items())
+    own = {entry.lr_file.parent for entry in set_files(images, scale) if entry.lr_file is not None}
+    if not own:
+        return "made from HR by MATLAB's bicubic"
+    return "own, of " + ", ".join(sorted(os.path.relpath(p, images.folder()).removeprefix("../") for p in own))
+
 # %% ../nbs/20_benchmarks.ipynb #75bc384f
 _BERKELEY = "Berkeley Segmentation Data Set (Martin et al. 2001, Arbelaez et al. 2011), for non-commercial research"
 
@@ -207,7 +212,7 @@ def _at(
     raise FakdError(f"{folder}: no images in this folder. "
                     "Expected image files, or HR/ with LR_bicubic/X4/, or DIV2K_train_HR/.")
 
-
+# %% ../nbs/20_benchmarks.ipynb #ce0333f8
 def _one_set(
     text: str,  # a name of SETS or a folder
 ) -> ImageSet:  # found, with at least one image
@@ -256,7 +261,7 @@ def _named_apart(sets: Sequence[ImageSet]) -> list[ImageSet]:
         raise FakdError(f"{' and '.join(same[:2])} would have one name (capitals do not count). Rename one.")
     return list(sets)
 
-
+# %% ../nbs/20_benchmarks.ipynb #5b95264e
 def image_sets(
     given: str | Path | Sequence[str | Path],  # names of SETS and folders: one, several joined by "+", or a list
 ) -> list[ImageSet]:                           # found, each with at least one image and a name of its own
@@ -275,7 +280,7 @@ def image_set(
     first, *others = sets = image_sets(given)
     return ImageSet("+".join(part.name for part in sets), "joined", parts=tuple(sets)) if others else first
 
-
+# %% ../nbs/20_benchmarks.ipynb #230ebb26
 def join_sets(
     given: str | Path | Sequence[str | Path],  # as for `image_sets`
 ) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import hashlib
 import importlib
 import json
@@ -29,7 +30,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['MOST_SPEC', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places',
-           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'write_image', 'to_batch', 'quantise',
+           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'sweep', 'write_image', 'to_batch', 'quantise',
            'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
            'set_threads', 'digest', 'code_digest']
 
@@ -212,18 +213,23 @@ def atomic_write(
     path: str | Path,  # final place; its folder is made
 ) -> Iterator[Path]:   # temporary place beside it, to write to
     "Write beside, fsync, rename: after any crash `path` is the old file or the whole new one."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    path, name = Path(path), ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stem = path.stem.encode("utf-8", "replace")[:60].decode("utf-8", "ignore")  # a name has 255 bytes at most
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{stem}-", suffix=path.suffix)
+        os.close(handle)
         yield Path(name)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as fault:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(fault, OSError) and fault.errno in _UNWRITABLE:
+            before = "What was there before is untouched." if os.path.exists(path) else "Nothing was left there."
+            raise FakdError(f"{path} could not be written: {fault.strerror}. {before}") from None
         raise
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
         folder = os.open(path.parent, os.O_DIRECTORY)
@@ -231,11 +237,26 @@ def atomic_write(
         os.close(folder)
 
 # %% ../nbs/00_core.ipynb #9dc504f8
+_UNWRITABLE = {number for number, name in errno.errorcode.items()
+               if name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")}
+
+
 def _umask() -> int:
     "mkstemp makes private files; the final one follows the user's umask."
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+# %% ../nbs/00_core.ipynb #7c8289c2
+_LEFT = re.compile(r"\..+-[a-z0-9_]{4,}(\.\w+)?|.+\.tmp")
+
+
+def sweep(
+    folder: str | Path,  # such as a run's; searched at any depth
+) -> None:
+    "Remove what killed processes left half written."
+    for path in [p for p in Path(folder).rglob("*") if _LEFT.fullmatch(p.name) and p.is_file()]:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #2fe29e08
 def __getattr__(name: str) -> Any:

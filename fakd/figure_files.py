@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .affinity_views import query_views
-from .figures import crop_figures, curve_columns, curve_figure, gain_figure, gains, save_figure, scale_of, scenes
-from .record import Run, read_history
+from .figures import crop_figures, curve_columns, curve_figure, gain_figure, save_figure, scale_of, scenes
+from .record import Run, gains, read_history
 
 # %% auto #0
 __all__ = ['write_figures']
@@ -27,7 +27,8 @@ def write_figures(
         figures["curves"] = curve_figure(history)
     for scene, fig in zip(scenes(run), crop_figures(run), strict=True):
         at = f"x{scale_of(scene.images)}-" if several else ""
-        figures[f"crops-{at}{scene.set}-{scene.image}"] = fig
+        name = run.image_dir(scene.set, scene.image).name.replace("--", "-")
+        figures[f"crops-{at}{name}"] = fig
     figures |= {f"affinity-{i}": fig for i, fig in enumerate(query_views(run))}
     for name, fig in figures.items():
         for suffix in (".png", ".pdf"):

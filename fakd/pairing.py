@@ -5,6 +5,7 @@
 # %% ../nbs/18_pairing.ipynb #a66fc199
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections import Counter
@@ -82,7 +83,7 @@ def _scale_in(name: str) -> int | None:
     told = re.search(r"x([2348])(?![0-9a-z])|^([2348])x?$", name.lower())
     return int(told[1] or told[2]) if told else None
 
-
+# %% ../nbs/18_pairing.ipynb #62b6761f
 def _lr_folders(
     hr_dir: Path,  # folder of HR images
 ) -> list[tuple[Path, int | None]]:  # each with the scale in its name
@@ -122,7 +123,7 @@ def _named(files: Iterable[Path]) -> str:
     names = [file.name for file in files]
     return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
-
+# %% ../nbs/18_pairing.ipynb #79632432
 def _paired(
     hr_files: Sequence[Path],  # of a set
     lr_dir: Path,              # its folder of LR files
@@ -152,9 +153,18 @@ def _paired(
 
 # %% ../nbs/18_pairing.ipynb #d48ce827
 def _fits(hr_files: Sequence[Path], lr_dir: Path, scale: int) -> bool:
-    "Whether a folder that names no scale holds images of this one, by the size of the first."
-    (h, w), (lr_h, lr_w) = image_size(hr_files[0]), image_size(_paired(hr_files, lr_dir, scale)[0])
-    return (round(h / lr_h), round(w / lr_w)) == (scale, scale)
+    "Whether a folder that names no scale holds images of this one, by names and by the size of the first."
+    sizes, (h, w) = {}, image_size(hr_files[0])
+    for each in (2, 3, 4, 8):
+        with contextlib.suppress(FakdError):  # named for another scale
+            lr_h, lr_w = image_size(_paired(hr_files, lr_dir, each)[0])
+            sizes[each] = f"{lr_w}x{lr_h}"
+            if (round(h / lr_h), round(w / lr_w)) == (each, each):
+                return each == scale
+    if not sizes:
+        _paired(hr_files, lr_dir, scale)  # says what was found
+    raise FakdError(f"{lr_dir}: LR images of {min(sizes.values())} for HR images of {w}x{h} pixels fit no scale of "
+                    "2, 3, 4 and 8. Remove the folder to have LR images made.")
 
 
 def find_lr_folder(
@@ -183,4 +193,5 @@ def find_entries(
     lr_dir = find_lr_folder(hr_dir, hr_files, scale) if scale and hr_files else None
     if lr_dir is None:
         return [Entry(file.stem, file, None) for file in hr_files]
-    return [Entry(hr.stem, hr, lr) for hr, lr in zip(hr_files, _paired(hr_files, lr_dir, scale), strict=True)]
+    lr_files = _paired(hr_files, lr_dir, scale)
+    return [Entry(hr_file.stem, hr_file, lr_file) for hr_file, lr_file in zip(hr_files, lr_files, strict=True)]

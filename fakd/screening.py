@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from tqdm.auto import tqdm
 
-from .benchmarks import ImageSet
+from .benchmarks import ImageSet, lr_source
 from .core import FakdError, atomic_write, digest
 from .files import read_arrays
 from .pairs import ImagePair, cache_dir
@@ -107,7 +107,7 @@ def _print_of(
     around = views[y, x]
     cross = np.sort(np.concatenate([around[:, _REACH], around[:, :, _REACH]], axis=1), axis=1)  # the same in all views
     rich = np.flatnonzero((np.diff(cross, axis=1) != 0).sum(1) + 1 >= _RICH)[:_MOST]
-    windows = (_spread(around[rich].reshape(len(rich), -1).astype(np.uint64)) * _ring_weights()).sum(1)
+    windows = (_spread(around[rich].reshape(len(rich), side * side).astype(np.uint64)) * _ring_weights()).sum(1)
     return whole, windows, np.stack([y[rich], x[rich]], 1).astype(np.int32)
 
 
@@ -179,7 +179,7 @@ def data_use(
 ) -> DataUse:
     "What the record says of a set."
     return DataUse(name=name or images.name, role=role, count=len(images), digest=images.digest(scale),
-                   lr=images.lr_source(scale), **more)
+                   lr_source=lr_source(images, scale), **more)
 
 
 def screen(
