@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from .core import FakdError, digest, find_path, list_images, nearest, places, read_image
+from .core import FakdError, digest, find_path, nearest, places
 from .degrade import degrade, modcrop
+from .images import list_images, read_image
 from .pairs import ImagePair, cached_pairs, in_order
 
 # %% auto #0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -23,14 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['MOST_SPEC', 'IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root',
-           'home', 'places', 'static', 'expand', 'find_path', 'portable', 'atomic_write', 'read_image', 'write_image',
-           'list_images', 'to_batch', 'quantise', 'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16',
-           'choose_precision', 'cpu_quota', 'set_threads', 'digest', 'code_digest']
+__all__ = ['MOST_SPEC', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places',
+           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'sweep', 'write_image', 'to_batch', 'quantise',
+           'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
+           'set_threads', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
@@ -211,18 +212,22 @@ def atomic_write(
     path: str | Path,  # final place; its folder is made
 ) -> Iterator[Path]:   # temporary place beside it, to write to
     "Write beside, fsync, rename: after any crash `path` is the old file or the whole new one."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    path, name = Path(path), ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
         yield Path(name)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as fault:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(fault, OSError) and fault.errno in _UNWRITABLE:
+            before = "What was there before is untouched." if os.path.exists(path) else "Nothing was left there."
+            raise FakdError(f"{path} could not be written: {fault.strerror}. {before}") from None
         raise
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
         folder = os.open(path.parent, os.O_DIRECTORY)
@@ -230,38 +235,26 @@ def atomic_write(
         os.close(folder)
 
 # %% ../nbs/00_core.ipynb #9dc504f8
+_UNWRITABLE = {number for number, name in errno.errorcode.items()
+               if name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")}
+
+
 def _umask() -> int:
     "mkstemp makes private files; the final one follows the user's umask."
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #ebdfd746
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# %% ../nbs/00_core.ipynb #7c8289c2
+_LEFT = re.compile(r"\..+-[a-z0-9_]{4,}(\.\w+)?|.+\.tmp")
 
 
-def read_image(
-    path: str | Path,  # any file Pillow can decode
-) -> np.ndarray:       # uint8, (h, w, 3), RGB
-    "Read an image file as 8-bit RGB; 16-bit grey is scaled and rounded, of 16-bit colour the high byte is taken."
-    path = Path(path)
-    try:
-        with Image.open(path) as file:
-            img = ImageOps.exif_transpose(file)
-            if img.mode.startswith("I") or img.mode == "F":
-                values = np.asarray(img, dtype=np.float64)
-                top = 65535.0 if img.mode.startswith("I") else 255.0
-                grey = np.floor(np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if img.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in img.info:
-                img = img.convert("RGBA")
-            if img.mode == "RGBA":  # drop alpha, keep the colours under it
-                return np.ascontiguousarray(np.asarray(img)[:, :, :3])
-            return np.array(img.convert("RGB"))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no such image file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
-        raise FakdError(f"{path}: not a readable image ({fault}). Accepted: {' '.join(IMAGE_SUFFIXES)}.") from None
+def sweep(
+    folder: str | Path,  # such as a run's; searched at any depth
+) -> None:
+    "Remove what killed processes left half written."
+    for path in [p for p in Path(folder).rglob("*") if _LEFT.fullmatch(p.name) and p.is_file()]:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(
@@ -273,15 +266,6 @@ def write_image(
         raise FakdError(f"write_image: expected uint8 (h, w, 3), got {img.dtype} {img.shape}.")
     with atomic_write(path) as temporary:
         Image.fromarray(img).save(temporary)
-
-
-def list_images(
-    folder: str | Path,  # searched itself, not below
-) -> list[Path]:         # sorted by name
-    "The image files of a folder, by suffix."
-    return sorted(
-        p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
 
 # %% ../nbs/00_core.ipynb #3c07ff5e
 def to_batch(
@@ -444,11 +428,11 @@ def _without_prose(source: str) -> str:
 
 
 def code_digest() -> str:
-    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65."
+    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65, and the reader of images."
     parts = {}
     for file in sorted(Path(str(resources.files("fakd"))).glob("*.py")):
         source = file.read_text(encoding="utf-8")
-        match = re.search(r"File to edit: \S*?/(\d\d)_\w+\.ipynb", source)
-        if match and 10 <= int(match[1]) <= 65:
+        match = re.search(r"File to edit: \S*?/(\d\d)_(\w+)\.ipynb", source)
+        if match and (match[2] == "images" or 10 <= int(match[1]) <= 65):
             parts[file.stem] = _without_prose(source)
     return digest({"python": platform.python_version_tuple()[:2], "modules": parts})

@@ -29,10 +29,11 @@ from .affinity import unit_maps
 from .affinity_views import DIFFERENCE_COLOURS, FeatureMaps, feature_maps, short_title
 from .benchmarks import image_set
 from .config import Config
-from .core import FakdError, atomic_write, find_path, pick, read_image, static
+from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
 from .foreign import load_any
+from .images import read_image
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run

@@ -14,12 +14,12 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -28,21 +28,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .core import FakdError, atomic_write, expand, home, root
 
 # %% auto #0
-__all__ = ['METHODS', 'Row', 'known_methods', 'summarise', 'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now',
-           'Run', 'runs_folder', 'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history',
-           'keep_notebook']
+__all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
+           'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run', 'runs_folder', 'read_record',
+           'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
-METHODS = ("bicubic", "teacher", "plain", "distilled")
+METHODS = ("bicubic", "teacher", "plain", "plain_equal_time", "distilled")
 
 
 class Row(BaseModel):
     "The scores of one method on one image."
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    method: str = Field(description="bicubic, teacher, plain (student without a teacher), distilled; of several "
-                        "teachers each one (teacher 1, teacher 2), and the mean of their images as teacher")
+    method: str = Field(description="bicubic, teacher, plain (student without a teacher), plain_equal_time (the same, "
+                        "for the time that distillation took), distilled; of several teachers each one (teacher 1, "
+                        "teacher 2), and the mean of their images as teacher")
     set: str = Field(description="name of the evaluation set")
     image: str = Field(description="name of the image in its set")
     scale: int = Field(description="upscaling factor")
@@ -65,6 +66,22 @@ class Row(BaseModel):
         return cls(method=method, set=set_name, image=image, scale=scale, note=", ".join(bad),
                    psnr_y=psnr_y if math.isfinite(psnr_y) else None, ssim_y=ssim_y if math.isfinite(ssim_y) else None)
 
+    @staticmethod
+    def set_label(
+        name: str,              # of a set
+        scale: int,             # 2, 3, 4 or 8
+        scales: Iterable[int],  # all scales beside it
+    ) -> str:
+        "A set's name in means and data: with its scale, where there are several."
+        return name if len(set(scales)) == 1 else f"{name}, x{scale}"
+
+    @property
+    def quality(self) -> float:
+        "What the row is ranked by: its PSNR, infinite for identical images, below every number if it is not known."
+        if self.psnr_y is not None:
+            return self.psnr_y
+        return math.inf if re.search(r"psnr_y is inf\b", self.note) else -math.inf
+
 # %% ../nbs/05_record.ipynb #9378fb22
 def known_methods(
     names: Iterable[str],  # of rows or networks, in any order
@@ -76,24 +93,108 @@ def known_methods(
 
 _METHOD = re.compile(rf"{'|'.join(METHODS)}|teacher \d+")
 
-# %% ../nbs/05_record.ipynb #4255fd01
-def summarise(
-    rows: Iterable[Row],                                   # rows of any methods and sets
-) -> dict[str, dict[str, dict[str, float | int | None]]]:  # method -> set -> psnr_y, ssim_y, images
-    "Mean of the images' PSNR and SSIM for each method and set (not the PSNR of a mean error)."
-    groups: dict[tuple[str, str], list[Row]] = {}
+# %% ../nbs/05_record.ipynb #bdee9ff4
+class Compared(NamedTuple):
+    "One set at one scale: which of its images count, and which do not."
+
+    name: str                         # of the set
+    scale: int                        # upscaling factor
+    methods: list[str]                # in the order of the rows
+    images: list[str]                 # those that count, in the order of the rows
+    left_out: dict[str, str]          # the others, each with its reason
+    rows: dict[tuple[str, str], Row]  # by method and image; of several for one image the first
+
+    def mean(
+        self,
+        method: str,                         # one of `methods`
+        value: str = "psnr_y",               # psnr_y or ssim_y
+    ) -> float | None:                       # None if no image counts
+        "Mean of the images' values (not the PSNR of a mean error)."
+        values = [float(getattr(self.rows[method, image], value)) for image in self.images]
+        return math.fsum(values) / len(values) if values else None
+
+# %% ../nbs/05_record.ipynb #3f0a1cc1
+def _why_not(of_image: Mapping[str, list[Row]], methods: Iterable[str]) -> str:
+    "Why an image does not count: empty if it does."
+    reasons: dict[str, list[str]] = {}
+    for method in methods:
+        match of_image.get(method, []):
+            case []:
+                reasons.setdefault("not measured", []).append(method)
+            case [row]:
+                if row.psnr_y is None or row.ssim_y is None:
+                    reasons.setdefault(row.note or "no value", []).append(method)
+            case several:
+                reasons.setdefault(f"{len(several)} rows of this name", []).append(method)
+    return "; ".join(f"{reason} for {', '.join(who)}" for reason, who in reasons.items())
+
+# %% ../nbs/05_record.ipynb #79ef471e
+def compare_sets(
+    rows: Iterable[Row],      # of any methods, sets and scales
+) -> dict[str, Compared]:     # by `Row.set_label`, in the order of the rows
+    "What can be compared in each set: only images that every method of the set has, with finite scores."
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.method, row.set), []).append(row)
+        groups.setdefault((row.set, row.scale), []).append(row)
+    found = {}
+    for (name, scale), group in groups.items():
+        methods = list(dict.fromkeys(row.method for row in group))
+        by_image: dict[str, dict[str, list[Row]]] = {}
+        for row in group:
+            by_image.setdefault(row.image, {}).setdefault(row.method, []).append(row)
+        why = {image: _why_not(of_image, methods) for image, of_image in by_image.items()}
+        found[Row.set_label(name, scale, [s for _, s in groups])] = Compared(
+            name, scale, methods, [i for i in why if not why[i]], {i: w for i, w in why.items() if w},
+            {(m, i): same[0] for i, of_image in by_image.items() for m, same in of_image.items()},
+        )
+    return found
+
+# %% ../nbs/05_record.ipynb #c4050b4f
+def summarise(
+    rows: Iterable[Row],                                   # rows of any methods, sets and scales
+) -> dict[str, dict[str, dict[str, float | int | None]]]:  # method -> set -> psnr_y, ssim_y, images
+    "Mean PSNR and SSIM of each method and set, over the images that count for all its methods."
     means: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for (method, name), group in groups.items():
-        psnr = [r.psnr_y for r in group if r.psnr_y is not None]
-        ssim = [r.ssim_y for r in group if r.ssim_y is not None]
-        means.setdefault(method, {})[name] = {
-            "psnr_y": math.fsum(psnr) / len(psnr) if psnr else None,
-            "ssim_y": math.fsum(ssim) / len(ssim) if ssim else None,
-            "images": len(group),
-        }
+    for label, compared in compare_sets(rows).items():
+        for method in compared.methods:
+            means.setdefault(method, {})[label] = {
+                "psnr_y": compared.mean(method), "ssim_y": compared.mean(method, "ssim_y"),
+                "images": len(compared.images),
+            }
     return means
+
+
+def left_out(
+    rows: Iterable[Row],           # rows of any methods, sets and scales
+) -> dict[str, dict[str, str]]:    # set -> image -> reason; only sets that have such images
+    "The images that count in no mean, and why."
+    return {label: compared.left_out for label, compared in compare_sets(rows).items() if compared.left_out}
+
+# %% ../nbs/05_record.ipynb #248ef30d
+def gains(
+    rows: Sequence[Row],         # rows of a record
+    set_name: str,               # a set among them, as `compare_sets` labels it
+    method: str = "distilled",
+    baseline: str = "plain",
+) -> dict[str, float]:           # dB by image, in the order of the rows; only images that count for all methods
+    "PSNR of a method less that of a baseline, image by image."
+    found = compare_sets(rows).get(set_name)
+    if found is None or not {method, baseline} <= set(found.methods):
+        return {}
+    psnr = {key: row.psnr_y or 0.0 for key, row in found.rows.items()}  # of images that count none is null
+    return {image: psnr[method, image] - psnr[baseline, image] for image in found.images}
+
+# %% ../nbs/05_record.ipynb #75b5da57
+def left_out_words(
+    rows: Iterable[Row],  # of any sets
+) -> str:                 # a sentence, or nothing
+    "Which images count in no mean, and why."
+    named: dict[tuple[str, str], list[str]] = {}
+    for name, images in left_out(rows).items():
+        for image, why in images.items():
+            named.setdefault((name, why), []).append(image)
+    said = [f"{', '.join(images)} of {name} ({why})" for (name, why), images in named.items()]
+    return f"In no mean, since not every method has a finite score there: {'; '.join(said)}." if said else ""
 
 # %% ../nbs/05_record.ipynb #6af0c4a8
 class DataUse(BaseModel):
@@ -139,10 +240,19 @@ class Record(BaseModel):
                                            "of several teachers each one in `nets`, and all together")
     student: dict[str, Any] = Field(description="the same of the student, or of the network of a teacher run")
     rows: list[Row]
-    summary: dict[str, dict[str, dict[str, float | int | None]]] = Field(description="means by method and set")
-    history: dict[str, dict[str, Any]] = Field(description="last values, best, times; by method")
+    summary: dict[str, dict[str, dict[str, float | int | None]]] = Field(
+        description="means by method and set, over the images that every method of the set has with finite scores"
+    )
+    left_out: dict[str, dict[str, str]] = Field(
+        default_factory=lambda known: left_out(known.get("rows", [])),
+        description="by set, the images that count in no mean, and why",
+    )
+    history: dict[str, dict[str, Any]] = Field(description="last values, best, times, steps a second; by method")
     resumed_from_step: dict[str, list[int]] = Field(
         default_factory=dict, description="steps at which a run was continued"
+    )
+    sittings: dict[str, list[dict[str, Any]]] = Field(
+        default_factory=dict, description="by method: each start or continuation, its step, machine, threads and rate"
     )
     artefacts: list[Artefact]
 
@@ -238,17 +348,18 @@ class Run:
     @classmethod
     def create(
         cls,
-        run_id: str,          # `<kind>-x<scale>-...-<8 of digest>`
-        base: Path,           # folder of runs
-        resume: bool = True,  # continue an unfinished run of this id, else take the next free name
+        run_id: str,                                   # `<kind>-x<scale>-...-<8 of digest>`
+        base: Path,                                    # folder of runs
+        again: Callable[[Run], bool] | None = None,    # which run of this id to go on with; None: an unfinished one
     ) -> Run:
         "The folder for a run: a finished one is never overwritten, asking again gives `...-2`."
+        again = again or (lambda run: not run.finished)
         if not re.fullmatch(r"[a-z0-9-]+", run_id):
             raise FakdError(f'run id "{run_id}": only a-z, 0-9 and - are accepted.')
         number = 1
         while True:
             run = cls(base / (run_id if number == 1 else f"{run_id}-{number}"))
-            if not os.path.exists(run.dir) or (resume and not run.finished):
+            if not os.path.exists(run.dir) or again(run):
                 try:
                     run.dir.mkdir(parents=True, exist_ok=True)
                 except OSError as fault:
@@ -337,7 +448,8 @@ def artefacts(
     patterns: Sequence[str] = ("weights/*", "history.csv", "snapshots/**/*"),
 ) -> list[Artefact]:  # sorted by path
     "The run's files with size and checksum; pages and notebook are made from the record and not listed."
-    files = sorted({p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()})
+    found = {p for pattern in patterns for p in run.dir.glob(pattern) if p.is_file()}
+    files = sorted(p for p in found if not p.name.startswith("."))  # what a killed process left is none
     return [
         Artefact(
             path=p.relative_to(run.dir).as_posix(),

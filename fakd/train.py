@@ -22,8 +22,9 @@ from torch import nn
 
 from .affinity import pixel_row
 from .benchmarks import ImageSet, image_set
+from .checkpoint import latest, resumed_words
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
+from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
@@ -32,10 +33,11 @@ from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
-from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
+from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
+from .resume import diverged, drop_checkpoints, open_run
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
-from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
+from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, remedy, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
@@ -62,8 +64,10 @@ class Setup:
     student: nn.Module | None = None                          # a student given as a module, before training
     nets: dict[str, nn.Module] = field(default_factory=dict)  # trained, by method
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    resumed: dict[str, list[int]] = field(default_factory=dict)  # steps at which a method was continued
+    sittings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of each method, see `sitting`
     rows: list[Row] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)         # what decides the result beside the settings
+    record: Record | None = None                                 # of a run that is over and lacks only its pages
 
     @property
     def kind(self) -> Any:
@@ -294,12 +298,12 @@ def prepare(
         _choose_taps(setup, fresh, own)
         cfg = setup.config
     _check_loss(setup, fresh)
-    setup.digest = digest({
-        "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]},
-        "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
-        "teacher": [[spec_of(net), net_digest(net)] for net in members(setup.teacher)],
-    })
-    setup.run = _folder(setup)
+    setup.origin = {
+        "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
+        "teacher": ", ".join(f"{spec_of(net)} {net_digest(net)}" for net in members(setup.teacher)),
+    }
+    resolved = {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}
+    setup.run, setup.digest, setup.record = open_run(cfg, setup.origin, digest({**setup.origin, "resolved": resolved}))
     return setup
 
 # %% ../nbs/65_train.ipynb #5cf44081
@@ -332,17 +336,6 @@ def _teaching(setup: Setup) -> Teacher | Teachers:
     each = [Teacher(net, [pair[i] for pair in setup.taps]) for i, net in enumerate(nets, 1)]
     return each[0] if len(each) == 1 else Teachers(each, setup.config.teacher_draw, setup.config.seed)
 
-
-def _folder(setup: Setup) -> Run:
-    "The run's folder: a new one, the unfinished one of the same digest, or the one that was asked for."
-    cfg = setup.config
-    if cfg.resume in ("auto", "never"):
-        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", runs_folder(cfg.out_dir), resume=cfg.resume == "auto")
-    run = Run.open(find_path(cfg.resume))
-    if run.finished:
-        raise FakdError(f"resume {cfg.resume}: this run is finished. Start a new run, or give an unfinished one.")
-    return run
-
 # %% ../nbs/65_train.ipynb #e9a1c0d5
 def equal_time_steps(
     histories: dict[str, list[dict[str, Any]]],  # of `plain` and `distilled`, both trained to their ends
@@ -354,6 +347,21 @@ def equal_time_steps(
     plain, distilled = histories["plain"][-1], histories["distilled"][-1]
     return max(plain["step"], round(plain["step"] * distilled["time_s"] / plain["time_s"]))
 
+# %% ../nbs/65_train.ipynb #d731ddc9
+def _trainer(setup: Setup, cfg: Any, method: str, distil: bool, checkpoint: Path) -> Trainer:
+    "A new student, what it learns from, and who watches."
+    student = setup.new_student()
+    loss = _make_loss(setup, student, distil)
+    teacher = _teaching(setup) if loss.needs_teacher else None
+    return Trainer(
+        student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
+        teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
+        watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
+                  Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
+                  Saver(checkpoint)],
+        origin=setup.origin,
+    )
+
 # %% ../nbs/65_train.ipynb #c93eb755
 def fit(
     setup: Setup,              # from `prepare`
@@ -363,46 +371,54 @@ def fit(
     "Train one student, or go on where an earlier sitting stopped."
     distil = distil and not equal_time
     cfg, method = setup.config, "plain_equal_time" if equal_time else _method(setup, distil)
+    if setup.record is not None:
+        return _fitted_before(setup, setup.record, method)
     if equal_time:
         cfg = cfg.model_copy(update={"steps": equal_time_steps(setup.histories)})
-    student = setup.new_student()
-    loss = _make_loss(setup, student, distil)
-    teacher = _teaching(setup) if loss.needs_teacher else None
     checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
-    trainer = Trainer(
-        student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
-        teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
-        watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
-                  Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
-                  Saver(checkpoint)],
-    )
-    if checkpoint.exists():
-        restore(trainer, checkpoint)
-        setup.resumed.setdefault(method, []).append(trainer.step)
+    trainer = _trainer(setup, cfg, method, distil, checkpoint)
+    if (kept := latest(checkpoint)) is not None:
+        restore(trainer, kept, diverged(setup.run))
+    setup.histories[method], setup.sittings[method] = trainer.history, trainer.sittings
     try:
-        setup.histories[method] = trainer.fit()
+        trainer.fit()
     except Diverged as fault:
-        kept = f" The last good checkpoint is kept: {checkpoint}." if checkpoint.exists() else ""
-        error = f"{method}, {fault}.{kept} Try a smaller learn_rate, clip_norm=1 or precision=fp32."
-        setup.histories[method] = trainer.history
+        error = f"{method}, {fault}. {remedy(trainer)}"
+        if checkpoint.exists():
+            error += f" With resume={setup.run.dir} the run goes on from its last good step."
         finish(setup, error=error)
         raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
     origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
     setup.nets[method] = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
-    return Fitted(method, setup.nets[method], setup.histories[method])
+    return Fitted(method, setup.nets[method], setup.histories[method], trainer.sittings)
+
+
+def _fitted_before(setup: Setup, record: Record, method: str) -> Fitted:
+    "A student of a finished run, from its files."
+    history = [line for line in read_history(setup.run) if line["method"] == method]
+    net = _read_net(setup, setup.run.dir / "weights" / f"{method}.safetensors")
+    setup.nets[method], setup.histories[method] = net.requires_grad_(False), history
+    return Fitted(method, net, history, record.sittings.get(method, []))
 
 # %% ../nbs/65_train.ipynb #6abf4735
 def _through_file(setup: Setup, net: nn.Module, path: Path, **origin: str) -> nn.Module:
     "Save a trained network and read it again: what is scored is what the file holds."
     if not isinstance(net, Foreign):
         save_weights(net, path, half=origin["method"] == "teacher", **origin)
-        return load_net(path)
+        return _read_net(setup, path)
     state = {k: v.detach().cpu().clone().contiguous() for k, v in net.model.state_dict().items()}
     with atomic_write(path) as temporary:  # the module's own names
         temporary.write_bytes(save(state, {"network": net.spec, "scale": str(net.scale), **origin}))
+    return _read_net(setup, path)
+
+
+def _read_net(setup: Setup, path: Path) -> nn.Module:
+    "A network that `_through_file` saved."
     again = setup.new_student()
-    again.model.load_state_dict(read_state(path)[0])  # type: ignore[union-attr]
+    if not isinstance(again, Foreign):
+        return load_net(path)
+    again.model.load_state_dict(read_state(path)[0])
     return again.eval()
 
 
@@ -418,10 +434,12 @@ class Fitted:
     method: str                    # plain, distilled, or teacher
     net: nn.Module                 # on the CPU, eval mode
     history: list[dict[str, Any]]  # lines of history.csv
+    sittings: list[dict[str, Any]] = field(default_factory=list)  # see `sitting`
 
     def __repr__(self) -> str:
-        last = self.history[-1]
-        return f"{self.method}: {last['step']} steps in {last['time_s']:.0f} s, held-out PSNR-Y {last['psnr_y']:.2f} dB"
+        last, resumed = self.history[-1], resumed_words(self.sittings)
+        text = f"{self.method}: {last['step']:.0f} steps in {last['time_s']:.0f} s, "
+        return f"{text}held-out PSNR-Y {last['psnr_y']:.2f} dB" + (f"; continued at {resumed}" if resumed else "")
 
 
 def held_out_psnr(
@@ -438,6 +456,9 @@ def score(
 ) -> list[Row]:
     "Per-image scores of every method on every evaluation set; keeps pictures and affinity maps for the page too."
     cfg = setup.config
+    if setup.record is not None:
+        setup.rows = setup.record.rows
+        return setup.rows
     nets = ({"teacher": setup.teacher} if setup.teacher is not None else {}) | setup.nets
     every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
     setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
@@ -512,6 +533,8 @@ def finish(
 ) -> Run:
     "Write history and record; with the record the run is over, and its checkpoints go."
     cfg, run = setup.config, setup.run
+    if setup.record is not None:
+        return run
     _write_history(run, list(itertools.chain(*setup.histories.values())))
     student = setup.new_student()
     record = Record(
@@ -532,13 +555,13 @@ def finish(
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
-        resumed_from_step=setup.resumed,
+        resumed_from_step={m: [s["step"] for s in lines[1:]] for m, lines in setup.sittings.items() if lines[1:]},
+        sittings=setup.sittings,
         artefacts=artefacts(run),
     )
     write_record(run, record)
     if not error:
-        for path in (run.dir / "checkpoints").glob("*.pt"):
-            path.unlink()
+        drop_checkpoints(run)
     return run
 
 # %% ../nbs/65_train.ipynb #3109153f
