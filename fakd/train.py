@@ -280,7 +280,7 @@ def prepare(
     "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
     set_threads()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
-    own_student = copied(as_net(student)) if student is not None else None  # teachers, frozen now, may share it
+    own_student = copy.deepcopy(as_net(student)) if student is not None else None  # teachers, frozen now, may share it
     teachers = _listed(teacher)
     cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
