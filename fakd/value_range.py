@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import FakdError, read_image, to_batch
+from .core import FakdError, to_batch
 from .degrade import degrade
+from .images import read_image
 
 # %% auto #0
 __all__ = ['RANGES', 'SIDE', 'LEVELS', 'WORST', 'LEAD', 'LEVELS_OFF', 'LEVEL_LEAD', 'in_range', 'probe_images', 'evaluating',
