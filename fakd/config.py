@@ -9,9 +9,10 @@ import ast
 import glob
 import html
 import inspect
-import json
 import math
 import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,7 +20,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from .benchmarks import found_benchmarks, image_set
+from .blocks import SCALES
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
+from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
@@ -185,6 +188,12 @@ def explain(
             lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
     return "\n".join(lines)
 
+# %% ../nbs/56_config.ipynb #f9ec84ed
+def _list(text: str) -> list[int | str]:
+    "A list written as text, as papermill hands it on: whole numbers and words between commas."
+    words = [word.strip(" '\"") for word in text.strip("[]() ").split(",")]
+    return [int(word) if re.fullmatch(r"-?\d{1,9}", word) else word for word in words if word]
+
 # %% ../nbs/56_config.ipynb #883adf19
 class DistillConfig(TrainConfig):
     "What a distillation run is."
@@ -216,12 +225,7 @@ class DistillConfig(TrainConfig):
     @field_validator("taps", mode="before")
     @classmethod
     def _read_taps(cls, taps: Any) -> Any:
-        if not isinstance(taps, str):
-            return taps
-        try:
-            return list(ast.literal_eval(taps))
-        except (ValueError, SyntaxError, TypeError):
-            return [t.strip() for t in taps.strip("[]").split(",") if t.strip()]
+        return _list(taps) if isinstance(taps, str) else taps
 
     @field_validator("loss")
     @classmethod
@@ -321,9 +325,8 @@ class EvaluateConfig(Config):
     @field_validator("scales", mode="before")
     @classmethod
     def _read_scales(cls, scales: Any) -> Any:
-        scales = ast.literal_eval(scales) if isinstance(scales, str) and set(scales) <= set("[](), 2348") else scales
-        scales = [scales] if isinstance(scales, int) else scales
-        if isinstance(scales, (list, tuple)) and set(scales) - {2, 3, 4, 8}:
+        scales = _list(scales) if isinstance(scales, str) else [scales] if isinstance(scales, int) else scales
+        if isinstance(scales, (list, tuple)) and not (scales and all(type(s) is int and s in SCALES for s in scales)):
             raise FakdError(f"scales {list(scales)}: choose of 2, 3, 4 and 8.")
         return scales
 
@@ -368,8 +371,7 @@ def find_weights(
         path = find_path(part)
         if path.is_dir():
             files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
-            records = (*path.glob("record.json"), *path.glob("*/record.json"))
-            runs = [r.parent for r in records if json.loads(r.read_text(encoding="utf-8")).get("state") == "finished"]
+            runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
             files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
@@ -380,6 +382,16 @@ def find_weights(
                             "a folder of them, a finished run or a folder of runs.")
         found.update(dict.fromkeys(portable(p) for p in sorted(files)))
     return list(found)
+
+
+def _is_finished(record: Path) -> bool:
+    "Whether a record says so; one that cannot be read is passed over and named."
+    try:
+        said = read_json(record, "record")
+    except FakdError as fault:
+        warnings.warn(f"passed over: {fault}", stacklevel=2)
+        return False
+    return isinstance(said, dict) and said.get("state") == "finished"
 
 # %% ../nbs/56_config.ipynb #1f6558d1
 def fill(
@@ -410,8 +422,8 @@ def net_or_file(
     if not names_weights(text):
         return parse_net(text)[0], "spec"
     metadata = read_state(find_path(text))[1]
-    if "scale" in metadata and int(metadata["scale"]) != scale:
-        raise FakdError(f"{what} {text} is for scale {metadata['scale']}, the run is for scale {scale}.")
+    if metadata.get("scale", str(scale)) != str(scale):
+        raise FakdError(f"{what} {text} is for scale {metadata['scale'][:20]}, the run is for scale {scale}.")
     return parse_spec(metadata.get("spec", what))[0].name, "file"
 
 # %% ../nbs/56_config.ipynb #b3c12801

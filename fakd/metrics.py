@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from .core import FakdError, find_path, to_batch
 from .degrade import imresize
+from .files import read_tensors
 
 # %% auto #0
 __all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'ssim_rgb', 'luma_pair', 'luma_scores', 'lpips', 'dists',
@@ -212,7 +214,9 @@ def _backbone(
 ) -> tuple[str, nn.ModuleList]:   # alex or vgg, stages
     "A classifying network from its file."
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not os.path.lexists(path):
+            raise FileNotFoundError
+        state, _ = read_tensors(path)
         kind = {11: "alex", 3: "vgg"}[state["features.0.weight"].shape[-1]]
         stages = _stages(kind)
         found = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
@@ -239,7 +243,7 @@ def _learned(
     if spec is None or spec.origin is None:
         raise FakdError("LPIPS and DISTS need the weights in torchmetrics: pip install fakd[metrics]")
     file = Path(spec.origin).parent / "functional" / "image" / name
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return dict(read_tensors(file)[0])
 
 # %% ../nbs/25_metrics.ipynb #2a26b734
 def _pair(

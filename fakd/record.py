@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,18 +15,21 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from typing_extensions import TypedDict
 
 from .core import FakdError, atomic_write, expand, home, root
+from .files import read_json, read_text
 
 # %% auto #0
 __all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
@@ -217,6 +221,57 @@ class Artefact(BaseModel):
     bytes: int
     sha256: str
 
+# %% ../nbs/05_record.ipynb #6bd51e08
+_Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # height and width
+
+
+class _About(TypedDict, total=False):
+    "A network; an evaluation has several in `nets`, and the ways in which each was used."
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    network: str
+    scale: int
+    spec: str
+    source: str
+    digest: str
+    params: int
+    macs: int
+    macs_input: _Size
+    taps: dict[str, list[int]]
+    assumptions: list[str]
+    latency: dict[str, float | int] | None
+    peak_memory: int | None
+    measured_at: _Size
+    nets: dict[str, _About]
+    ways: dict[str, dict[str, str | int | bool | None]]
+    perception: list[dict[str, str | int | float | None]]
+
+
+class _Environment(TypedDict, total=False):
+    "The machine and the installation."
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    versions: dict[str, str | None]
+    git: dict[str, str | bool | None] | None
+
+
+_DETAILS: dict[str, TypeAdapter[Any]] = {
+    "teacher": TypeAdapter(_About | None), "student": TypeAdapter(_About), "environment": TypeAdapter(_Environment),
+    "history": TypeAdapter(dict[str, dict[str, float | int | None]]),
+}  # fmt: skip
+
+
+def _check_details(value: Any, info: ValidationInfo) -> Any:
+    "Refuse details of the wrong type; what is right stays as it is."
+    try:
+        _DETAILS[str(info.field_name)].validate_python(value)
+    except ValidationError as fault:
+        e = fault.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, e['loc']))}: {e['msg']}") from None
+    return value
+
 # %% ../nbs/05_record.ipynb #8a6c3784
 class Record(BaseModel):
     "Everything a finished or failed run says about itself."
@@ -255,6 +310,8 @@ class Record(BaseModel):
         default_factory=dict, description="by method: each start or continuation, its step, machine, threads and rate"
     )
     artefacts: list[Artefact]
+
+    _details = field_validator(*_DETAILS)(_check_details)
 
 # %% ../nbs/05_record.ipynb #8626a4b6
 def record_schema() -> str:
@@ -380,7 +437,7 @@ class Run:
     @property
     def finished(self) -> bool:
         "Whether the run has a record that says so."
-        return (self.dir / "record.json").is_file() and self.record.state == "finished"
+        return os.path.lexists(self.dir / "record.json") and self.record.state == "finished"
 
     @property
     def record(self) -> Record:
@@ -413,10 +470,10 @@ def read_record(
     path: str | Path,  # a record.json
 ) -> Record:
     "Read and validate a record."
+    if not os.path.lexists(path):
+        raise FakdError(f"{path}: no record here; the run has not finished.")
     try:
-        return Record.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no record here; the run has not finished.") from None
+        return Record.model_validate(read_json(path, "record"))
     except ValidationError as fault:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in fault.errors()[:5])
         raise FakdError(f"{path}: not a valid record ({faults}).") from None
@@ -437,10 +494,17 @@ def find_runs(
     folder: str | Path,         # searched for run folders
     digest: str | None = None,  # only runs with this digest
 ) -> list[Run]:                 # finished runs, oldest first
-    "The finished runs of a folder, by record and never by name."
-    runs = [Run(p.parent) for p in sorted(Path(folder).glob("*/record.json"))]
-    runs = [r for r in runs if r.finished and (digest is None or r.record.digest == digest)]
-    return sorted(runs, key=lambda r: r.record.finished)
+    "The finished runs of a folder, by record and never by name; a record that cannot be read is passed over and named."
+    found = []
+    for path in sorted(Path(folder).glob("*/record.json")):
+        try:
+            record = read_record(path)
+        except FakdError as fault:
+            warnings.warn(f"passed over: {fault}", stacklevel=2)
+            continue
+        if record.state == "finished" and (digest is None or record.digest == digest):
+            found.append((record.finished, Run(path.parent)))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 # %% ../nbs/05_record.ipynb #b2c6374a
 def artefacts(
@@ -459,19 +523,34 @@ def artefacts(
         for p in files
     ]
 
-
+# %% ../nbs/05_record.ipynb #a70de850
 def read_history(
     run: Run,               # the run
 ) -> list[dict[str, Any]]:  # one dict a line: numbers where the text is one, None where it is empty
     "The rows of `history.csv`: method, step, time_s, learn_rate, loss, each term, psnr_y."
     path = run.dir / "history.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {k: v if k == "method" else (float(v) if v else None) for k, v in line.items()}
-            for line in csv.DictReader(file)
-        ]
+    text = read_text(path, "history")
+    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))  # the last line may still be written
+    try:
+        columns = next(lines, [])
+        if len({*columns, "method", "step"}) != len(columns):
+            raise ValueError("its first line must name method, step and the rest, each once")
+        return [_line(columns, cells, lines.line_num) for cells in lines]
+    except (csv.Error, ValueError) as fault:
+        raise FakdError(f"{path}: not a valid history ({fault}).") from None
+
+
+def _line(columns: Sequence[str], cells: Sequence[str], number: int) -> dict[str, Any]:
+    "A line of the history with its numbers."
+    if len(cells) != len(columns):
+        raise ValueError(f"line {number} has {len(cells)} cells, the first has {len(columns)}")
+    line: dict[str, Any] = {k: v if k == "method" else float(v) if v else None
+                            for k, v in zip(columns, cells, strict=True)}
+    if line["step"] is None or not math.isfinite(line["step"]):
+        raise ValueError(f"line {number} has no step")
+    return line
 
 # %% ../nbs/05_record.ipynb #94bcbea1
 def _notebook_path() -> Path | None:
