@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .blocks import check_scale
+from .blocks import SCALES, check_scale
 from .core import FakdError, atomic_write, digest, rng
 from .files import check_kind, regular_file
-from .foreign import as_net, copied, load_any
+from .foreign import as_net, copied, load_any, single, unwrapped
 from .upscale import net_scale, pixel_bytes
 from .value_range import settle_range
 
@@ -177,7 +177,11 @@ def export_onnx(
         _extra(package, "export_onnx")
     if Path(path).suffix.lower() != ".onnx":
         raise FakdError(f"{path}: networks are exported as .onnx.")
-    net = copied(as_net(net)).cpu().eval()
+    try:
+        known = getattr(net, "scale", None) not in (None, *SCALES)  # of another kind, and exported as it is
+        net = copied(single(unwrapped(net)) if known else as_net(net)).cpu().eval()
+    except FakdError as fault:
+        raise FakdError(f"{path} was not written: {fault}") from None
     scale, sample = net_scale(net), torch.rand(2, 3, 24, 20) * 255
     with _quiet(), _explained(path):
         program = torch.onnx.export(

@@ -198,14 +198,14 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
     return config.model_copy(update=named)
 
 
-def _listed(teacher: Any) -> list[Teacher]:
+def _listed(teacher: Any, scale: int) -> list[Teacher]:
     "None, one or several teachers, each a `Teacher` or a module."
     several = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not all(isinstance(t, (Teacher, nn.Module)) for t in several):
         kinds = ", ".join(type(t).__name__ for t in several)
         raise FakdError(f"teacher: expected a Teacher, an nn.Module or a list of them, got {kinds}. "
                         "Files are named in the config.")
-    return [t if isinstance(t, Teacher) else Teacher(t) for t in several]
+    return [t if isinstance(t, Teacher) else Teacher(ready_net(t, "teacher", scale)) for t in several]
 
 
 def _find_teachers(cfg: Any, at_hand: Sequence[Teacher]) -> tuple[nn.Module, list[list[int | str]]]:
@@ -293,7 +293,7 @@ def prepare(
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
     # copied, since teachers, frozen now, may share it
     own_student = copied(ready_net(student, "student", config.scale)) if student is not None else None
-    teachers = _listed(teacher)
+    teachers = _listed(teacher, config.scale)
     cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
     sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]

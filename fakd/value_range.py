@@ -115,7 +115,7 @@ class Finding(NamedTuple):
 
 
 WORST, LEAD = 5.0, 0.3  # dB below bicubic that are no picture; dB that decide
-LEVELS_OFF, LEVEL_LEAD = 10.0, 0.8  # grey levels that are no picture; ratio of level errors that decides
+LEVELS_OFF, LEVEL_LEAD = 1.5, 0.8  # grey levels that no trained network is off; ratio of level errors that decides
 
 
 def try_views(
@@ -140,7 +140,7 @@ def try_views(
         return Finding(None, tied, psnr, alike=True)
     errors = {kind: level_error(views[kind], lr_imgs) for kind in tied}
     first, second, *_ = tied = sorted(tied, key=lambda kind: errors[kind])
-    if errors[first] > LEVELS_OFF:
+    if errors[first] > LEVELS_OFF:  # untrained, with a path around the layers that carries the picture
         return Finding(None, [], psnr)
     return Finding(first if errors[first] <= LEVEL_LEAD * errors[second] else None, tied, psnr)
 
@@ -161,8 +161,8 @@ def settle_range(
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
     with evaluating(net):
         found = try_views({key: in_range(net, key) for key in RANGES}, scale, like)
-        if found.best == -1 and level_error(in_range(net, -1), probe_images(scale)[0].to(like)) > 2:
-            found = found._replace(best=None)  # an untrained network that meets the photograph by chance
+        if found.best == -1 and level_error(in_range(net, -1), probe_images(scale)[0].to(like)) > LEVELS_OFF:
+            found = found._replace(best=None)  # untrained; it meets the photograph by chance
         if found.best is None and found.tied and not found.alike:
             found = try_views({key: in_range(net, key) for key in (255, 1)}, scale, like)
         bounded = not found.tied and _bounded(net, probe_images(scale)[0].to(like))
