@@ -135,7 +135,7 @@ def load_any(
         net.assumptions.append(f"weights: {metadata['unwrapped']} taken, {metadata['passed_over']} passed over")
     return net
 
-
+# %% ../nbs/37_foreign.ipynb #3db0155c
 def _of_spandrel(descriptor: Any, value_range: int | None) -> Foreign:
     "Its network as one of 0..255; spandrel's are of 0..1, unless they clearly are not."
     needs, name = descriptor.size_requirements, descriptor.architecture.name.lower()
@@ -185,7 +185,7 @@ def single(
         net.assumptions = [*getattr(net, "assumptions", []), line]  # type: ignore[assignment]
     return net
 
-
+# %% ../nbs/37_foreign.ipynb #dceda947
 def copied(
     net: nn.Module,  # any network
 ) -> nn.Module:      # with its own tensors

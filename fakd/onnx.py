@@ -149,7 +149,7 @@ def _session(path: str | Path) -> Any:
                         "Export it with free height and width.")
     return session
 
-
+# %% ../nbs/53_onnx.ipynb #9364e02e
 class OnnxNet(nn.Module):
     "An ONNX file as a network on the CPU: RGB in 0..255, (b, 3, h, w) to (b, 3, scale*h, scale*w)."
 
@@ -200,7 +200,7 @@ class OnnxNet(nn.Module):
             raise FakdError(f"of images {tuple(lr_imgs.shape)} the file makes {sr_imgs.shape}.")
         return torch.from_numpy(sr_imgs * np.float32(self.gain)).to(lr_imgs.device)
 
-
+# %% ../nbs/53_onnx.ipynb #caa9558f
 def open_net(
     path: str | Path,                # weights of any kind that fakd reads, or .onnx
     value_range: int | None = None,  # of the network's images, 1 or 255; None: as the file or probing tells

@@ -82,7 +82,7 @@ def evaluating(
         for module, mode in modes:
             module.training = mode
 
-
+# %% ../nbs/34_value_range.ipynb #a46bb703
 def level_error(
     view: Callable[[Tensor], Tensor],  # takes and gives 0..255
     like: Tensor,                      # an LR image: size, device, type
@@ -95,7 +95,7 @@ def level_error(
         errors.append((_middle(page.float()) - level).square().mean().item() if fine else math.inf)  # type: ignore[union-attr]
     return math.sqrt(sum(errors) / len(errors))
 
-
+# %% ../nbs/34_value_range.ipynb #49bbfc71
 def _tried(view: Callable[[Tensor], Tensor], imgs: Tensor) -> Tensor | None:
     "What a view makes of images; None if the network refuses their values."
     try:
@@ -103,7 +103,7 @@ def _tried(view: Callable[[Tensor], Tensor], imgs: Tensor) -> Tensor | None:
     except Exception:  # of the network's own kind: it may check what it is given
         return None
 
-
+# %% ../nbs/34_value_range.ipynb #2f44a3f6
 class Finding(NamedTuple):
     "What trying several views of a network found."
 
@@ -113,7 +113,7 @@ class Finding(NamedTuple):
     alike: bool = False            # whether the tied ones give the same picture
     refused: tuple[Any, ...] = ()  # those whose values the network does not take
 
-
+# %% ../nbs/34_value_range.ipynb #fbf13c33
 WORST, LEAD = 5.0, 0.3  # dB below bicubic that are no picture; dB that decide
 LEVELS_OFF, LEVEL_LEAD = 1.5, 0.8  # grey levels that no trained network is off; ratio of level errors that decides
 
