@@ -13,13 +13,13 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .core import FakdError, digest, find_path, nearest, places
 from .degrade import degrade, modcrop
 from .images import read_image
 from .pairing import Entry, check_name, find_entries, name_apart, name_key, twins
 from .pairs import ImagePair, cached_pairs, in_order
+from .progress import Bar
 
 # %% auto #0
 __all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks']
@@ -101,7 +101,7 @@ class ImageSet:
             key = digest([_CACHE_FORMAT, self.digest(scale)])
             return cached_pairs(key, read, len(entries), self.name, progress, workers)
         pairs = in_order(read, len(entries), workers)
-        return list(tqdm(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
+        return list(Bar(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
 
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."

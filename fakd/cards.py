@@ -15,7 +15,7 @@ from .benchmarks import SETS, image_sets
 from .core import FakdError, atomic_write, root, static
 from .evaluate import bicubic_rows, evaluate
 from .record import Record, Run, read_record, summarise
-from .report import repeat_command
+from .repeat import repeat_command
 from .screening import data_use
 from .weights import load_net
 

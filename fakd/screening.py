@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet, lr_source
 from .core import FakdError, atomic_write, digest
 from .files import read_arrays
 from .pairs import ImagePair, cache_dir
+from .progress import Bar
 from .record import DataUse
 
 # %% auto #0
@@ -129,7 +129,7 @@ def prints_of(
             return Prints(**read_arrays(path))  # a zip archive has a checksum for each array
         except (FakdError, TypeError):
             path.unlink(missing_ok=True)
-    bar = tqdm(pairs, desc="look for test images", disable=not progress, leave=False)
+    bar = Bar(pairs, desc="look for test images", disable=not progress, leave=False)
     wholes, windows, places = zip(*(_print_of(pair.hr_img) for pair in bar), strict=True)
     images = np.repeat(np.arange(len(pairs), dtype=np.int32), [len(each) for each in windows])
     made = Prints(np.array(wholes, np.uint64), images, np.concatenate(windows), np.concatenate(places))
