@@ -166,7 +166,7 @@ def _fits(hr_files: Sequence[Path], lr_dir: Path, scale: int) -> bool:
     raise FakdError(f"{lr_dir}: LR images of {min(sizes.values())} for HR images of {w}x{h} pixels fit no scale of "
                     "2, 3, 4 and 8. Remove the folder to have LR images made.")
 
-
+# %% ../nbs/18_pairing.ipynb #ff22175d
 def find_lr_folder(
     hr_dir: Path,              # folder of HR images
     hr_files: Sequence[Path],  # in it
@@ -183,7 +183,7 @@ def find_lr_folder(
         raise FakdError(f"{hr_dir.parent}: several folders hold LR images for x{scale}: {shown}. Keep one of them.")
     return next(iter(usual if len(found) > 1 else found), None)
 
-
+# %% ../nbs/18_pairing.ipynb #a2dcc75a
 def find_entries(
     hr_dir: Path,    # folder of HR images, may not exist
     scale: int = 0,  # of the LR files, 0: HR files only
