@@ -8,17 +8,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from torch import nn
 
-from .benchmarks import ImageSet, one_pair, picture_folder, set_files
+from .benchmarks import ImageSet, one_pair, set_files
 from .core import FakdError, nearest, write_image
 from .degrade import imresize
 from .evaluate import super_resolve
 from .pairs import ImagePair
+from .record import Run
 
 # %% auto #0
 __all__ = ['KEPT_IMAGES', 'KEPT_PX', 'middles', 'query_pixels', 'kept_sets', 'keep_images', 'affinity_pair']
@@ -65,7 +65,7 @@ def kept_sets(
 
 
 def keep_images(
-    run_dir: Path,                  # the run's folder
+    run: Run,                       # where they go
     sets: Sequence[ImageSet],       # on which it is evaluated
     scale: int,                     # 2, 3, 4 or 8
     nets: Mapping[str, nn.Module],  # by method
@@ -81,7 +81,7 @@ def keep_images(
             cut = {name: middles([replace(pair, hr_img=img)], KEPT_PX // scale)[0] for name, img in whole.items()}
             shown = {"lr": cut["hr"].lr_img, **{name: part.hr_img for name, part in cut.items()}}
             for name, img in shown.items():
-                write_image(run_dir / "snapshots/images" / picture_folder(images.name, pair.name) / f"{name}.png", img)
+                write_image(run.image_dir(images.name, pair.name) / f"{name}.png", img)
 
 # %% ../nbs/63_keep.ipynb #59882659
 def affinity_pair(
