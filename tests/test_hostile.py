@@ -18,6 +18,7 @@ from fakd.config import DistillConfig, EvaluateConfig, find_weights
 from fakd.core import FakdError, parse_spec
 from fakd.foreign import load_any
 from fakd.nets import make_net
+from fakd.onnx import OnnxNet
 from fakd.record import Run, find_runs, read_history, read_record
 from fakd.weights import load_net, read_state, save_weights
 
@@ -272,3 +273,108 @@ def test_scales_that_make_no_sense_are_refused(scales):
 ])  # fmt: skip
 def test_settings_of_the_wrong_kind_are_refused(field, value):
     refused(lambda: DistillConfig(**{field: value}).resolve())
+
+
+# ONNX files
+
+
+def onnx_file(path, nodes, functions=(), initializers=(), **notes):
+    "A file that enlarges by two with `u`; `nodes` go from there to `y`."
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    h, floats = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [h.make_tensor_value_info(name, floats, [1, 3, f"{name}h", f"{name}w"]) for name in "xy"]
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    twice = h.make_node("Resize", ["x", "", "scales"], ["u"], mode="nearest")
+    graph = h.make_graph([twice, *nodes], "g", ends[:1], ends[1:], [scales, *initializers])
+    opsets = [h.make_opsetid("", 18), h.make_opsetid("own", 1)]
+    model = h.make_model(graph, opset_imports=opsets, ir_version=9, functions=functions)
+    h.set_model_props(model, notes)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def node(kind, inputs, outputs, **attributes):
+    return pytest.importorskip("onnx").helper.make_node(kind, inputs, outputs, **attributes)
+
+
+def constant(name, values):
+    onnx = pytest.importorskip("onnx")
+    return node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.array(values), "v"))
+
+
+def test_a_sound_onnx_file_is_read(tmp_path):
+    assert OnnxNet(onnx_file(tmp_path / "n.onnx", [node("Identity", ["u"], ["y"])], scale="2")).scale == 2
+
+
+@pytest.mark.parametrize("notes", [{"scale": "abc"}, {"scale": "0"}, {"scale": "nan"}, {"scale": "4"}, {"scale": ""},
+                                   {"pixel_bytes": "-1"}, {"pixel_bytes": "inf"}, {"pixel_bytes": "9" * 400}])
+def test_an_onnx_file_is_not_believed_about_itself(notes, tmp_path):
+    path = onnx_file(tmp_path / "n.onnx", [node("Identity", ["u"], ["y"])], **notes)
+    refused(lambda: OnnxNet(path), "n.onnx", "is noted as")
+
+
+@pytest.mark.parametrize("kind", ["Loop", "Scan", "SequenceMap"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_onnx_files_with_loops_are_refused(kind, hidden, tmp_path):
+    h = pytest.importorskip("onnx").helper
+    body = h.make_graph([node("Identity", ["u"], ["b"])], "body", [], [])
+    loop = node(kind, ["u"], ["y"], body=body)
+    if hidden:
+        inner = node("If", ["u"], ["y"], then_branch=h.make_graph([loop], "inner", [], []))
+        loop = node("If", ["u"], ["y"], else_branch=h.make_graph([inner], "outer", [], []))
+    refused(lambda: OnnxNet(onnx_file(tmp_path / "n.onnx", [loop])), "n.onnx", f"it holds {kind}")
+
+
+def test_onnx_functions_that_multiply_or_call_themselves_are_refused(tmp_path):
+    h = pytest.importorskip("onnx").helper
+    opset = [h.make_opsetid("", 18), h.make_opsetid("own", 1)]
+
+    def function(i, called):
+        domain = {"domain": "own"} if called != "Relu" else {}
+        calls = [node(called, ["a"], [name], **domain) for name in "pqrstuvwxy"]
+        return h.make_function("own", f"f{i}", ["a"], ["y"], calls, opset)
+
+    many = [function(i, f"f{i + 1}" if i < 9 else "Relu") for i in range(10)]
+    call = node("f0", ["u"], ["y"], domain="own")
+    refused(lambda: OnnxNet(onnx_file(tmp_path / "n.onnx", [call], many)), "10,000,000,001 nodes")
+    refused(lambda: OnnxNet(onnx_file(tmp_path / "n.onnx", [call], [function(0, "f1"), function(1, "f0")])), "no end")
+
+
+@pytest.mark.parametrize("nodes", [
+    [("ConstantOfShape", ["shape"], ["c"])],
+    [("Shape", ["x"], ["s"]), ("Mul", ["s", "shape2"], ["b"]), ("Expand", ["one", "b"], ["c"])],
+], ids=["a constant", "of the image's size"])  # fmt: skip
+def test_onnx_constants_that_exceed_memory_are_refused(nodes, tmp_path):
+    made = [node(kind, ins, outs, **(more[0] if more else {})) for kind, ins, outs, *more in nodes]
+    values = [constant("shape", [200_000, 200_000]), constant("shape2", [9000, 1, 400, 400]),
+              constant("one", np.ones(1, np.float32))]
+    ends = [node("ReduceMax", ["c"], ["m"], keepdims=0), node("Mul", ["u", "m"], ["y"])]
+    refused(lambda: OnnxNet(onnx_file(tmp_path / "n.onnx", [*values, *made, *ends])), "bad_alloc")
+
+
+@pytest.mark.parametrize("place", ["/etc/hostname", "../secret", "link", "pipe", "absent", "."])
+def test_onnx_weights_outside_the_folder_are_refused(place, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(64))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "pipe")
+    kind = onnx.TensorProto
+    tensor = kind(name="t", dims=[1], data_type=kind.FLOAT, data_location=kind.EXTERNAL)
+    tensor.external_data.add(key="location", value=place)
+    path = onnx_file(folder / "n.onnx", [node("Mul", ["u", "t"], ["y"])], initializers=[tensor])
+    outside = place in ("/etc/hostname", "../secret", "link")
+    refused(lambda: OnnxNet(path), "n.onnx", "outside its folder" if outside else "file of the network's weights")
+
+
+@pytest.mark.parametrize("nodes", [[("Identity", ["x"], ["y"])], [("ReduceMax", ["u"], ["y"])],
+                                   [("Concat", ["u", "u"], ["y"], {"axis": 1})],
+                                   [("Concat", ["u", "u"], ["y"], {"axis": 2})]])
+def test_onnx_files_that_make_no_larger_image_are_refused_or_say_one(nodes, tmp_path):
+    path = onnx_file(tmp_path / "n.onnx", [node(k, i, o, **(more[0] if more else {})) for k, i, o, *more in nodes])
+    if nodes[0][:2] == ("Identity", ["x"]):
+        assert OnnxNet(path).scale == 1
+    else:
+        refused(lambda: OnnxNet(path), "the file makes")
