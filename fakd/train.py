@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import html
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -446,8 +447,10 @@ def held_out_psnr(
     images: Sequence[ImagePair],  # small held-out crops
     device: str,                  # where to compute
 ) -> float:                       # dB, mean over images
-    "PSNR-Y on held-out crops, for the curve; it steers nothing."
-    return float(np.mean([psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in images]))
+    "PSNR-Y on held-out crops, for the curve; it steers nothing. Of one colour a crop may be exact: it never counts."
+    seen = [p for p in images if p.hr_img.min() != p.hr_img.max()]  # the same for every network and step
+    psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    return float(np.mean(psnr)) if psnr else math.nan
 
 # %% ../nbs/65_train.ipynb #f7854a25
 def score(
@@ -568,7 +571,7 @@ def _about_teacher(setup: Setup) -> dict[str, Any] | None:
 
 def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     "The end of a history, and its best held-out PSNR."
-    measured = [line for line in history if line["psnr_y"] is not None]
+    measured = [line for line in history if line["psnr_y"] is not None and math.isfinite(line["psnr_y"])]
     best = max(measured, key=lambda line: line["psnr_y"], default={})
     return {
         **{k: v for k, v in history[-1].items() if k != "method"},
