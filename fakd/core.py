@@ -14,6 +14,9 @@ import os
 import platform
 import re
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,9 +31,9 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'parse_spec', 'root', 'static', 'find_path',
-           'atomic_write', 'read_image', 'write_image', 'list_images', 'to_batch', 'quantise', 'to_images', 'rng',
-           'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota', 'set_threads', 'digest',
-           'code_digest']
+           'atomic_write', 'read_arrays', 'read_image', 'write_image', 'list_images', 'to_batch', 'quantise',
+           'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
+           'set_threads', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
@@ -176,6 +179,40 @@ def atomic_write(
         folder = os.open(path.parent, os.O_DIRECTORY)
         os.fsync(folder)
         os.close(folder)
+
+# %% ../nbs/00_core.ipynb #bd3c2fe3
+def read_arrays(
+    path: str | Path,        # an .npz file
+    most_mb: float = 1024,   # of all arrays together, decoded
+) -> dict[str, np.ndarray]:  # numbers and strings, never objects
+    "The arrays of an .npz file, none of which is larger than its header and the file's table both say."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > most_mb * 2**20:
+                raise FakdError(f"{path}: {size / 2**20:,.0f} MB of arrays, at most {most_mb:,.0f} are read.")
+            return {m.filename.removesuffix(".npy"): _read_array(archive, m) for m in archive.infolist()}
+    except FakdError as fault:
+        raise FakdError(f"{path}: {fault}" if str(path) not in str(fault) else str(fault)) from None
+    except (OSError, ValueError, EOFError, RuntimeError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error,
+            tokenize.TokenError) as fault:
+        raise FakdError(f"{path}: no readable .npz file ({fault}).") from None
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    "One array, after its header was held against the size that the archive declares."
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if header is None:
+            raise FakdError(f"{member.filename}: arrays of format {version} are not read.")
+        shape, _, dtype = header(file)
+        if dtype.kind not in "biufU" or min(shape, default=0) < 0:
+            raise FakdError(f"{member.filename}: {dtype} {shape} is neither numbers nor text.")
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise FakdError(f"{member.filename}: {dtype} {shape} is not what the file holds.")
+    with archive.open(member) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 # %% ../nbs/00_core.ipynb #9dc504f8
 def _umask() -> int:

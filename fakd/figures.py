@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ from .record import METHODS, Record, Row, Run, known_methods
 
 # %% auto #0
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
-           'signed', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops', 'crop_figure',
-           'Scene', 'scenes', 'crop_figures', 'patch_figure', 'series', 'running_mean', 'curve_columns', 'curve_title',
-           'curve_figure', 'curves', 'gains', 'gain_figure', 'ResultTable', 'name_of', 'result_table', 'pareto_front',
-           'pareto_figure']
+           'literal', 'signed', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops',
+           'crop_figure', 'Scene', 'scenes', 'crop_figures', 'patch_figure', 'series', 'running_mean', 'curve_columns',
+           'curve_title', 'curve_figure', 'curves', 'gains', 'gain_figure', 'ResultTable', 'name_of', 'result_table',
+           'pareto_front', 'pareto_figure']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -113,19 +113,35 @@ def blank_figure(
 
 # %% ../nbs/70_figures.ipynb #55eb6bb9
 class Figures(list[Figure]):
-    "Figures that a notebook shows one below the other."
+    "Figures that a notebook shows one below the other, narrow ones side by side; or why there are none."
+
+    def __init__(
+        self,
+        figures: Iterable[Figure] = (),
+        why: str = "",  # said where there are none
+    ):
+        super().__init__(figures)
+        self.why = why
 
     def _repr_html_(self) -> str:
-        pages = []
+        pages = [] if self else [f"<p>{html.escape(self.why)}</p>"]
         for fig in self:
             file = io.BytesIO()
             fig.savefig(file, format="png", dpi=110, metadata=_NO_DATES[".png"], facecolor=fig.get_facecolor())
             width = round(fig.get_size_inches()[0] * 96)
             data = base64.b64encode(file.getvalue()).decode()
-            pages.append(f'<p><img alt="" width="{width}" src="data:image/png;base64,{data}"></p>')
+            tag = "span" if width < 400 else "p"
+            pages.append(f'<{tag}><img alt="" width="{width}" src="data:image/png;base64,{data}"></{tag}>')
         return "\n".join(pages)
 
 # %% ../nbs/70_figures.ipynb #f4a53b68
+def literal(
+    text: str,  # a name, which may be anybody's
+) -> str:       # the same for matplotlib
+    "A name as it is: a $ in it begins no formula."
+    return text.replace("$", r"\$")
+
+
 MINUS, NONE = "\u2212", "\u2013"  # a true minus; a dash for what was not measured
 
 

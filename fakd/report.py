@@ -401,7 +401,7 @@ def _affinity(run: Run, record: Record) -> dict[str, Any]:
              if p is not None and d is not None]
     table = [(*t.partition("=")[::2], [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)]
     label = "Distance of the students' affinity to the teacher's against the step"
-    progress = [inline_svg(fig, "progress", label) for fig in progress_view(run)]
+    progress = [inline_svg(fig, f"progress{i}", label) for i, fig in enumerate(progress_view(run))]
     return {"explorer": explorer, "affinity": {
         "progress": progress, "several": bool((record.teacher or {}).get("nets")),
         "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from scipy import ndimage
 from torch import nn
 
-from .affinity import pixel_row
+from .affinity import mean_row
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
@@ -449,13 +449,13 @@ def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
-    "The watcher of the affinity, where the run compares taps with those of one teacher."
+    "The watcher of the affinity, where the run compares taps with a teacher's."
     teachers = members(setup.teacher)
-    if len(teachers) != 1 or not setup.taps:
+    if not teachers or not setup.taps:
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
-    return [Snapshots(path, lr_img, queries[0], teachers[0], [(ours, theirs) for ours, theirs in setup.taps])]
+    return [Snapshots(path, lr_img, queries[0], teachers, setup.taps)]
 
 
 def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
@@ -465,13 +465,14 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
     for method, net in nets.items():
         looks = list(enumerate(members(net), 1)) if method == "teacher" else [(0, net)]
-        rows = []  # of several teachers: their mean
+        found = []  # the maps of each; several teachers are shown as their mean
         for side, one in looks:
             with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
                 one(to_batch([lr_img], next(one.parameters()).device))
-                rows.append([torch.cat([pixel_row(maps, q, lr_img.shape[:2]) for q in queries]) for maps in taps.maps])
-        for i, of_tap in enumerate(zip(*rows, strict=True)):
-            arrays[f"{method}/{i}"] = torch.stack(of_tap).mean(0).half().cpu().numpy()
+                found.append(taps.maps)
+        for i, maps in enumerate(zip(*found, strict=True)):
+            rows = [mean_row(maps, q, lr_img.shape[:2]) for q in queries]
+            arrays[f"{method}/{i}"] = torch.cat(rows).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
