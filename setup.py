@@ -1,8 +1,21 @@
-"""Reads settings.ini; every `<extra>_requirements` key becomes an extra."""
+"""Reads settings.ini: every `<extra>_requirements` key is an extra. The wheel carries `data` inside the package."""
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 import setuptools
+from setuptools.command.build_py import build_py
+
+
+class BuildWithData(build_py):
+    "A clone has its data beside the package, where the README's paths lead; an installed package has a copy inside."
+
+    def run(self):
+        super().run()
+        for folder in () if self.editable_mode else ("weights", "published"):
+            shutil.copytree(Path("data", folder), Path(self.build_lib, "fakd/data", folder), dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns(".*"))
+
 
 cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
@@ -30,6 +43,7 @@ setuptools.setup(
     ],
     packages=setuptools.find_packages(include=["fakd", "fakd.*"]),
     package_data={"fakd": ["static/*", "py.typed"]},
+    cmdclass={"build_py": BuildWithData},
     python_requires=">=" + s["min_python"],
     install_requires=s["requirements"].split(),
     extras_require={k.removesuffix("_requirements"): v.split() for k, v in s.items() if k.endswith("_requirements")},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .affinity import MOST_PAIRS, affinity_distance, pixel_row, unit_maps
-from .core import FakdError, pick, read_arrays, rng, to_batch
-from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, literal, show_image
+from .core import FakdError, pick, rng, to_batch
+from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
+from .files import Arrays, read_arrays
 from .record import Run
 from .taps import Taps, resolve_taps
 
@@ -65,41 +67,24 @@ def read_affinity(
 ) -> AffinityRows | None:    # None: the run kept none
     "The rows in `snapshots/affinity.npz`."
     path = run.dir / "snapshots" / "affinity.npz"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    file = _Kept(path)
-    image, queries, taps = file.get("image", 3, "u"), file.get("queries", 2, "iu").astype(int), file.taps
-    methods = [m for m in ("teacher", "plain", "distilled") if f"{m}/0" in file.arrays]
-    maps = {m: [file.get(f"{m}/{i}", 3).astype(np.float32) for i in range(len(taps))] for m in methods}
-    file.check(image.dtype == np.uint8 and image.shape[2] == 3, "image is no uint8 (h, w, 3)")
-    file.check(len(queries) > 0 and queries.shape[1] == 2, "queries are no list of y and x")
-    file.check(bool((queries >= 0).all() and (queries < image.shape[:2]).all()), "queries lie outside the image")
-    alike = all(len(m) == len(queries) for found in maps.values() for m in found)
-    file.check(alike, "queries and rows differ in number")
+    file = read_arrays(path, "file of affinities")
+    image, queries = file.take("image", "u", None, None, 3), file.take("queries", "iu", None, 2).astype(int)
+    if image.dtype != np.uint8 or not ((queries >= 0) & (queries < image.shape[:2])).all():
+        raise FakdError(f"{path}: its image is {image.dtype}, its queries are {queries.tolist()}.")
+    taps = file.take("taps", "U", None).tolist()
+    methods = [m for m in ("teacher", "plain", "distilled") if f"{m}/0" in file]
+    maps = {m: [_finite(file, f"{m}/{i}", len(queries), None, None) for i in range(len(taps))] for m in methods}
     return AffinityRows(image, queries, taps, maps)
 
 
-class _Kept:
-    "The arrays of a file in a run's `snapshots`, each asked for with what it must be: anybody can have sent the run."
-
-    def __init__(self, path: Path):
-        self.path, self.arrays = path, read_arrays(path)
-
-    def check(self, holds: bool, fault: str) -> None:
-        if not holds:
-            raise FakdError(f"{self.path}: {fault}; delete the file to see the run without it.")
-
-    def get(self, name: str, ndim: int, kinds: str = "f") -> np.ndarray:
-        array = self.arrays.get(name, np.array(""))
-        self.check(array.ndim == ndim and array.dtype.kind in kinds and array.size > 0,
-                   f'"{name}" is missing or {array.dtype} {array.shape}')
-        finite = array.dtype.kind != "f" or name == "distances" or bool(np.isfinite(array).all())
-        self.check(finite, f'"{name}" holds values that are not finite')
-        return array
-
-    @property
-    def taps(self) -> list[str]:
-        return self.get("taps", 1, "U").tolist()
+def _finite(file: Arrays, name: str, *shape: int | None) -> np.ndarray:
+    "Floats of a file, which are all numbers."
+    values = file.take(name, "f", *shape).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise FakdError(f"{file.source}: the array {name} holds values that are not finite.")
+    return values
 
 # %% ../nbs/72_affinity_views.ipynb #74cec81f
 MAP_COLOURS, DIFFERENCE_COLOURS = "viridis", "RdBu_r"  # both legible with any colour vision
@@ -321,7 +306,7 @@ def query_view(
                 show_image(axes, panel.img)
                 _ring(axes, _in_map(rows.queries[k], rows.image.shape[:2], panel.img.shape[:2]))
                 axes.set_xlabel(panel.note, fontsize=7.5, labelpad=1.5)
-                axes.set_title(literal(panel.title) if k == 0 else "", fontsize=7.5, pad=3)
+                axes.set_title(panel.title if k == 0 else "", fontsize=7.5, pad=3)
         for left, scale in zip((0.12, 5.68), scales, strict=False):
             _bar(fig, left, scale)
     return fig
@@ -408,7 +393,7 @@ def matrix_view(
         axes = fig.add_axes((0.16, 0.14, 0.66, 0.68))
         axes.grid(False)
         axes.imshow(shown, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], extent=(0, n, n, 0))
-        axes.set_title(literal(f"{title}\n{said}" if title else said), loc="left")
+        axes.set_title(f"{title}\n{said}" if title else said, loc="left")
         axes.set(xlabel="position", ylabel="position")
         bar = fig.add_axes((0.84, 0.14, 0.03, 0.68))
         fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), MAP_COLOURS), cax=bar)
@@ -470,12 +455,12 @@ def distance_view(
         for name, maps in seen.maps.items():
             style = net_style(name, list(seen.maps), theme)
             curve = fall(maps[place], samples)
-            axes.plot(curve[:, 0], label=literal(TITLES.get(name, name)), **style)
+            axes.plot(curve[:, 0], label=TITLES.get(name, name), **style)
             if name == next(iter(seen.maps)):  # bands of all would hide one another
                 axes.fill_between(range(len(curve)), *curve.T[1:], color=style["color"], alpha=0.15, lw=0)
         axes.set(xlabel="distance, pixels", ylabel="affinity", xlim=(0, len(curve) - 1))
         axes.legend()
-        axes.set_title(literal(f"Tap {seen.taps[place]}"), loc="left")
+        axes.set_title(f"Tap {seen.taps[place]}", loc="left")
     return fig
 
 # %% ../nbs/72_affinity_views.ipynb #0a3bffe3
@@ -508,13 +493,13 @@ def spectrum_view(
         left, right = fig.add_axes((0.08, 0.2, 0.38, 0.68)), fig.add_axes((0.56, 0.2, 0.42, 0.68))
         for name, maps in seen.maps.items():
             style = net_style(name, names, theme)
-            values, said = spectrum(maps[place]), literal(TITLES.get(name, name))
+            values, said = spectrum(maps[place]), TITLES.get(name, name)
             left.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-8), label=said, **style)
             right.plot([effective_rank(m) for m in maps], marker="o", ms=4, **style)
         left.set(xlabel="eigenvalue", ylabel="share of the sum", ylim=(1e-6, 1.5))
-        left.set_title(literal(f"Tap {seen.taps[place]}"), loc="left")
+        left.set_title(f"Tap {seen.taps[place]}", loc="left")
         left.legend()
-        right.set_xticks(range(len(seen.taps)), [literal(tap) for tap in seen.taps])
+        right.set_xticks(range(len(seen.taps)), seen.taps)
         right.set(ylabel="effective rank", ylim=(0, None))
         right.set_title("Over depth", loc="left")
     return fig
@@ -541,12 +526,23 @@ def read_progress(
     found = {}
     for method in ("plain", "distilled"):
         path = Path(run.dir) / "snapshots" / f"progress-{method}.npz"
-        if path.is_file():
-            found[method] = _progress(_Kept(path))
+        if os.path.lexists(path):
+            found[method] = _progress(read_arrays(path, "file of affinities"))
     taps = {tuple(past.taps) for past in found.values()}
     if len(taps) > 1:
         raise FakdError(f"{run.dir}/snapshots: the students were followed at unequal taps {sorted(taps)}.")
     return found
+
+
+def _progress(file: Arrays) -> AffinityProgress:
+    steps, taps = file.take("steps", "iu", None), file.take("taps", "U", None).tolist()
+    rows = [_finite(file, f"rows/{i}", len(steps), None, None) for i in range(len(taps))]
+    teacher = [_finite(file, f"teacher/{i}", None, None) for i in range(len(taps))]
+    far, compared = file.take("distances", "f", len(steps), len(taps)), file.take("compared", "iu", len(taps))
+    (y, x), (h, w) = file.take("query", "iu", 2).tolist(), file.take("size", "iu", 2).tolist()
+    if not (0 <= y < h and 0 <= x < w) or steps[0] < 0 or not (np.diff(steps) > 0).all():
+        raise FakdError(f"{file.source}: query ({y}, {x}) in an image of {h} x {w}, steps {steps.tolist()}.")
+    return AffinityProgress(steps, far, rows, teacher, (y, x), taps, (h, w), compared.tolist())
 
 
 def progress_of(
@@ -559,20 +555,6 @@ def progress_of(
     same = kept is not None and np.array_equal(kept.image, features.image)
     same &= taps == features.taps * len(progress)
     return {name: past for name, past in progress.items() if name in features.maps} if same else {}
-
-
-def _progress(file: _Kept) -> AffinityProgress:
-    steps, far, taps = file.get("steps", 1, "iu"), file.get("distances", 2), file.taps
-    rows = [file.get(f"rows/{i}", 3).astype(np.float32) for i in range(len(taps))]
-    teacher = [file.get(f"teacher/{i}", 2).astype(np.float32) for i in range(len(taps))]
-    query, size, compared = [[int(v) for v in file.get(name, 1, "iu")] for name in ("query", "size", "compared")]
-    file.check(steps[0] >= 0 and bool((np.diff(steps) > 0).all()), "steps do not ascend")
-    file.check(far.shape == (len(steps), len(taps)), f"distances are {far.shape}, not {(len(steps), len(taps))}")
-    file.check(all(len(r) == len(steps) for r in rows), "steps and rows differ in number")
-    file.check(len(compared) == len(taps), "compared has not one number a tap")
-    file.check(len(query) == len(size) == 2 and all(0 <= q < n for q, n in zip(query, size, strict=True)),
-               f"query {query} lies outside the image of {size}")
-    return AffinityProgress(steps, far, rows, teacher, (query[0], query[1]), taps, (size[0], size[1]), compared)
 
 # %% ../nbs/72_affinity_views.ipynb #2ef67610
 def progress_view(
@@ -596,7 +578,7 @@ def progress_view(
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             few = "" if past.compared[i] in (0, past.rows[i][0].size) else f", {past.compared[i]:,} rows"
-            axes.set_title(literal(" = ".join(dict.fromkeys(tap.split("="))) + few), loc="left")
+            axes.set_title(" = ".join(dict.fromkeys(tap.split("="))) + few, loc="left")
             fig.legend(*axes.get_legend_handles_labels(), loc="upper left", ncols=len(progress), borderaxespad=0)
             figures.append(fig)
     return figures

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from .core import FakdError, digest, find_path, list_images, nearest, read_image, root
+from .core import FakdError, digest, find_path, nearest, places
 from .degrade import degrade, modcrop
+from .images import list_images, read_image
 from .pairs import ImagePair, cached_pairs, in_order
 
 # %% auto #0
@@ -75,7 +76,7 @@ def _read_pair(
 def _places() -> list[Path]:
     "Folders that may hold named sets, in the order in which they are searched."
     given = [find_path(p) for p in os.environ.get("FAKD_DATA", "").split(os.pathsep) if p]
-    return [place for base in (root() / "data" / "sets", *given) for place in (base, base / "benchmark")]
+    return [place for base in [*places("data/sets"), *given] for place in (base, base / "benchmark")]
 
 # %% ../nbs/20_benchmarks.ipynb #a944d7c6
 _CACHE_FORMAT = 1  # raised when decoded pairs of the same files come out otherwise

@@ -29,7 +29,7 @@ def check_scale(
     scale: int,  # upscaling factor
 ) -> int:        # the same
     "Refuse a scale that the family does not have."
-    if scale not in SCALES:
+    if type(scale) is not int or scale not in SCALES:  # True and 2.0 are equal to a scale, and none
         raise FakdError(f"scale {scale}: choose 2, 3, 4 or 8.")
     return scale
 
@@ -146,6 +146,7 @@ def base_sizes(
     "Scale and width of any network of the family."
     n_feats = state["head.0.weight"].shape[0]
     steps = sum(bool(re.fullmatch(r"tail\.0\.\d+\.weight", k)) for k in state)
+    steps = min(steps, 10)  # one with a thousand is no file of the family
     scale = 3 if state["tail.0.0.weight"].shape[0] == 9 * n_feats else 2**steps
     return scale, n_feats
 

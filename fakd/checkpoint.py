@@ -5,8 +5,13 @@
 # %% ../nbs/58_checkpoint.ipynb #45565959
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import random
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,13 @@ import torch
 
 from .config import TrainConfig
 from .core import FakdError, atomic_write
+from .files import must_fit, regular_file
+from .record import environment
 
 # %% auto #0
-__all__ = ['FORMAT', 'random_states', 'set_random_states', 'save_checkpoint', 'load_checkpoint', 'changed', 'refuse_changes']
+__all__ = ['FORMAT', 'RUN_STATE', 'ORIGIN', 'REMEDIES', 'random_states', 'set_random_states', 'save_checkpoint', 'before',
+           'latest', 'load_checkpoint', 'load_run', 'changed', 'refuse_changes', 'sitting', 'differences',
+           'resumed_words']
 
 # %% ../nbs/58_checkpoint.ipynb #7fe4560d
 def random_states() -> dict[str, Any]:
@@ -43,56 +52,164 @@ def set_random_states(
         torch.cuda.set_rng_state_all(states["cuda"])
 
 # %% ../nbs/58_checkpoint.ipynb #17c5d552
-FORMAT = 1  # of checkpoints; raised when their content changes
+FORMAT = 2  # of checkpoints; raised when their content changes
+_SEAL = b"\nsha256 "  # then 64 hex digits: the last bytes of the file
 
 
 def save_checkpoint(
-    path: str | Path,          # where; the previous one stays until this one is whole
+    path: str | Path,          # where; the one that lies there becomes the one before
     state: Mapping[str, Any],  # tensors and plain values
 ) -> None:
-    "Write a checkpoint, atomically."
-    with atomic_write(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    "Write a checkpoint, sealed with its checksum, atomically; whatever happens, an earlier one is whole."
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    _keep_before(Path(path))
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(_SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
 
 
+def _keep_before(path: Path) -> None:
+    "Keep a checkpoint that is about to be replaced; it stays in its own place too, until the next is whole."
+    if path.exists():
+        with atomic_write(before(path)) as temporary:
+            temporary.unlink()
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, temporary)
+
+
+def before(
+    path: str | Path,  # a checkpoint
+) -> Path:
+    "Where the checkpoint before this one lies: the network may be finite and its next step not."
+    return Path(path).with_name(f"{Path(path).stem}.before{Path(path).suffix}")
+
+
+def latest(
+    path: str | Path,  # a checkpoint
+) -> Path | None:
+    "The checkpoint, or where it was taken away the one before it."
+    return next((p for p in (Path(path), before(path)) if p.exists()), None)
+
+# %% ../nbs/58_checkpoint.ipynb #ada09587
 def load_checkpoint(
     path: str | Path,  # from `save_checkpoint`
 ) -> dict[str, Any]:   # tensors on the CPU
-    "Read a checkpoint; a file that is not one is refused without being run."
+    "Read a checkpoint; one that is cut off, damaged or something else is refused without being run."
+    must_fit(2 * regular_file(path, "checkpoint").stat().st_size, f"checkpoint {path}")
+    data = Path(path).read_bytes()
+    body, seal, told = data[: -64 - len(_SEAL)], data[-64 - len(_SEAL) : -64], data[-64:]
+    if seal != _SEAL:
+        raise FakdError(f"{path}: {'cut off, or not a checkpoint of this version' if data else 'an empty file'}.")
+    if hashlib.sha256(body).hexdigest().encode() != told:
+        raise FakdError(f"{path}: damaged, its checksum does not hold. Without this file the run goes on from the "
+                        "checkpoint before it, or anew.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # torch raises many kinds for a broken file; all mean the same to the user
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as fault:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
         raise FakdError(f"{path}: not a readable checkpoint ({str(fault).splitlines()[0]}).") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise FakdError(f"{path}: checkpoint of format {found}; this version reads format {FORMAT}.")
     return state
 
+
+RUN_STATE = {  # what a run's checkpoint holds
+    "method": str, "step": int, "time_s": float, "history": list, "recent": list, "student": dict, "adapters": dict,
+    "optimiser": dict, "scaler": dict, "random": dict, "resolved": dict, "origin": dict, "sittings": list,
+}
+
+
+def load_run(
+    path: str | Path,  # a run's checkpoint
+) -> dict[str, Any]:   # with the keys of `RUN_STATE`
+    "Read the checkpoint of a run; one that lacks something is refused."
+    state = load_checkpoint(path)
+    wrong = [f"{k} is {type(state[k]).__name__ if k in state else 'missing'}" for k, kind in RUN_STATE.items()
+             if not isinstance(state.get(k), kind)]
+    if wrong:
+        raise FakdError(f"{path}: not the checkpoint of a run ({', '.join(wrong)}).")
+    return state
+
+# %% ../nbs/58_checkpoint.ipynb #ac448018
+ORIGIN = {  # what decides a result beside the settings, by digest; and how it is called
+    "kind": "kind of run", "data": "training images", "teacher": "teacher", "student": "start of the student",
+    "code": "code of fakd",
+}
+REMEDIES = ("learn_rate", "clip_norm", "precision")  # what may change where a run has diverged
+
+
+def _short(value: Any) -> str:
+    "Digests are told apart by their first digits."
+    return re.sub(r"\b([0-9a-z]{12})[0-9a-z]{52}\b", r"\1", str(value))
+
 # %% ../nbs/58_checkpoint.ipynb #aeaebd91
 def changed(
     old: Mapping[str, Any],       # resolved settings of the checkpoint
     new: TrainConfig,             # resolved settings asked for now
+    diverged: bool = False,       # then the remedies may change
 ) -> list[tuple[str, Any, Any]]:  # name, old value, new value of each change that is not allowed
     "The settings that a resumed run may not have: everything but more steps and what does not touch the result."
     faults = []
     for name, marks in type(new).marks().items():
-        rule, before, now = marks["resume"], old.get(name), getattr(new, name)
-        if rule == "any" or before == now or (rule == "more" and before is not None and now >= before):
+        rule, was, now = marks["resume"], old.get(name), getattr(new, name)
+        if rule == "any" or was == now or (diverged and name in REMEDIES):
             continue
-        faults.append((name, before, now))
+        if rule == "more" and isinstance(was, int) and now >= was:
+            continue
+        faults.append((name, was, now))
     return faults
 
 
 def refuse_changes(
-    old: Mapping[str, Any],  # resolved settings of the checkpoint
-    new: TrainConfig,        # resolved settings asked for now
+    state: Mapping[str, Any],   # a checkpoint, with `origin` and `resolved`
+    new: TrainConfig,           # resolved settings asked for now
+    origin: Mapping[str, Any],  # what this run comes from, see `ORIGIN`
+    diverged: bool = False,     # then the remedies may change
 ) -> None:
     "Raise one error that shows every change that is not allowed."
-    faults = changed(old, new)
+    was, settings = (v if isinstance(v := state.get(k), Mapping) else {} for k in ("origin", "resolved"))
+    faults = [(words, was.get(k), origin.get(k)) for k, words in ORIGIN.items() if was.get(k) != origin.get(k)]
+    if "kind" in origin and was.get("kind") != origin["kind"]:
+        raise FakdError(f"this is a run of another kind: {was.get('kind')}, not {origin['kind']}.")
+    faults += changed(settings, new, diverged)
     if faults:
-        lines = "\n".join(f"  {name}: {before} -> {now}" for name, before, now in faults)
+        lines = "\n".join(f"  {name}: {_short(old)} -> {_short(now)}" for name, old, now in faults)
+        more = "" if diverged else f"; where it diverged also {', '.join(REMEDIES)}"
         raise FakdError(
-            f"this run cannot be continued with other settings:\n{lines}\n"
-            "Only more steps, another device, workers, benchmarks or out_dir are accepted. "
+            f"this run cannot be continued, for it would be another one:\n{lines}\n"
+            f"Only more steps, another device, workers, benchmarks or out_dir are accepted{more}. "
             "Start a new run for the rest (resume=never)."
         )
+
+# %% ../nbs/58_checkpoint.ipynb #9dd763e0
+def sitting(
+    config: TrainConfig,  # resolved
+    step: int,            # at which it begins
+) -> dict[str, Any]:
+    "Where a run starts or goes on, on what machine, and with what of the settings that may change."
+    here = environment()
+    machine = {k: here[k] for k in ("platform", "python", "cpu", "threads", "gpu")} | {"torch": str(torch.__version__)}
+    return {"step": step, **machine, **{k: getattr(config, k) for k in ("device", *REMEDIES)}}
+
+
+def differences(
+    sittings: Sequence[Mapping[str, Any]],        # of one method, in order
+    names: Sequence[str] | None = None,           # what is compared; None: all but the step
+) -> list[tuple[int, str, Any, Any]]:             # step, what, before, after
+    "What changed from one sitting to the next."
+    return [(b["step"], k, a.get(k), b[k]) for a, b in zip(sittings, sittings[1:], strict=False)
+            for k in b if k != "step" and (names is None or k in names) and a.get(k) != b[k]]
+
+
+def resumed_words(
+    sittings: Sequence[Mapping[str, Any]],  # of one method, in order
+) -> str:                                   # empty if it was never stopped
+    "At which steps a training went on, and what was different from there on."
+    lines = []
+    for i, one in enumerate(sittings[1:], 1):
+        other = "; ".join(f"{k} {was} -> {now}" for _, k, was, now in differences(sittings[i - 1 : i + 1]))
+        lines.append(f"step {one['step']}" + (f" ({other})" if other else ""))
+    return ", ".join(lines)

@@ -9,8 +9,10 @@ import ast
 import glob
 import html
 import inspect
-import json
 import math
+import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +20,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from .benchmarks import found_benchmarks, image_set
-from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, root
+from .blocks import SCALES
+from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
+from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
@@ -184,6 +188,12 @@ def explain(
             lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
     return "\n".join(lines)
 
+# %% ../nbs/56_config.ipynb #f9ec84ed
+def _list(text: str) -> list[int | str]:
+    "A list written as text, as papermill hands it on: whole numbers and words between commas."
+    words = [word.strip(" '\"") for word in text.strip("[]() ").split(",")]
+    return [int(word) if re.fullmatch(r"-?\d{1,9}", word) else word for word in words if word]
+
 # %% ../nbs/56_config.ipynb #883adf19
 class DistillConfig(TrainConfig):
     "What a distillation run is."
@@ -208,16 +218,14 @@ class DistillConfig(TrainConfig):
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
+    equal_time: bool | None = _field(
+        None, "also train it without a teacher for the time that the distilled run takes; None: the preset's"
+    )
 
     @field_validator("taps", mode="before")
     @classmethod
     def _read_taps(cls, taps: Any) -> Any:
-        if not isinstance(taps, str):
-            return taps
-        try:
-            return list(ast.literal_eval(taps))
-        except (ValueError, SyntaxError, TypeError):
-            return [t.strip() for t in taps.strip("[]").split(",") if t.strip()]
+        return _list(taps) if isinstance(taps, str) else taps
 
     @field_validator("loss")
     @classmethod
@@ -231,19 +239,33 @@ class DistillConfig(TrainConfig):
         chosen = fill(self, PRESETS[pick(self.preset, PRESETS, "preset")](name, self.scale))
         if role == "spec":
             chosen["student"] = str_net(self.student, "student" if self.preset == "paper" else "mini_student")
-        loss = DistillLoss.needs_of(self.loss)
-        if not loss:
-            if self.teacher not in (None, "none"):
-                raise FakdError(f"loss {self.loss} looks at no teacher, and teacher is {self.teacher}. "
-                                "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
-            chosen |= {"compare": False, "teacher": "none", "taps": []}
-        else:
-            wanted = split_teachers(self.teacher or chosen["teacher"])
-            found = [find_teacher(text, self.scale, self.preset) for text in wanted]
-            chosen["teacher"] = "+".join(map(str, found))
-            if "maps" not in loss:
-                chosen["taps"] = []
-        return _finish(self, chosen)
+        return _finish(self, chosen | _teaching(self, chosen))
+
+# %% ../nbs/56_config.ipynb #e9a1c0d9
+def _teaching(
+    config: DistillConfig,      # what was given
+    chosen: Mapping[str, Any],  # what the preset decided
+) -> dict[str, Any]:            # teacher, taps, and with whom the student is compared
+    "What follows from the loss: one that looks at no teacher needs none, and leaves nothing to compare."
+    needs, found = DistillLoss.needs_of(config.loss), {}
+    if not needs:
+        if config.teacher not in (None, "none"):
+            raise FakdError(f"loss {config.loss} looks at no teacher, and teacher is {config.teacher}. "
+                            "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
+        found = {"compare": False, "teacher": "none", "taps": []}
+    else:
+        wanted = split_teachers(config.teacher or chosen["teacher"])
+        found["teacher"] = "+".join(str(find_teacher(text, config.scale, config.preset)) for text in wanted)
+        if "maps" not in needs:
+            found["taps"] = []
+    if not (needs and config.compare):
+        if config.equal_time:
+            raise FakdError("equal_time compares with a student that learns without a teacher: it needs "
+                            "compare=True and a loss with a teacher.")
+        found["equal_time"] = False
+    elif config.equal_time is None:
+        found["equal_time"] = chosen.get("equal_time", False)
+    return found
 
 # %% ../nbs/56_config.ipynb #e36d57da
 class TeacherConfig(TrainConfig):
@@ -303,9 +325,8 @@ class EvaluateConfig(Config):
     @field_validator("scales", mode="before")
     @classmethod
     def _read_scales(cls, scales: Any) -> Any:
-        scales = ast.literal_eval(scales) if isinstance(scales, str) and set(scales) <= set("[](), 2348") else scales
-        scales = [scales] if isinstance(scales, int) else scales
-        if isinstance(scales, (list, tuple)) and set(scales) - {2, 3, 4, 8}:
+        scales = _list(scales) if isinstance(scales, str) else [scales] if isinstance(scales, int) else scales
+        if isinstance(scales, (list, tuple)) and not (scales and all(type(s) is int and s in SCALES for s in scales)):
             raise FakdError(f"scales {list(scales)}: choose of 2, 3, 4 and 8.")
         return scales
 
@@ -346,12 +367,11 @@ def find_weights(
 ) -> list[Path]:    # each once, relative to the project where they lie in it
     "The weights files that are meant: of a folder its own, of a run or a folder of runs those of finished runs."
     found: dict[Path, None] = {}
-    for part in [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]:
+    for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
             files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
-            records = (*path.glob("record.json"), *path.glob("*/record.json"))
-            runs = [r.parent for r in records if json.loads(r.read_text(encoding="utf-8")).get("state") == "finished"]
+            runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
             files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
@@ -360,8 +380,18 @@ def find_weights(
         if not files:
             raise FakdError(f"weights {part}: no weights file there. Accepted: {', '.join(_WEIGHTS)}, "
                             "a folder of them, a finished run or a folder of runs.")
-        found.update(dict.fromkeys(p.relative_to(root()) if p.is_relative_to(root()) else p for p in sorted(files)))
+        found.update(dict.fromkeys(portable(p) for p in sorted(files)))
     return list(found)
+
+
+def _is_finished(record: Path) -> bool:
+    "Whether a record says so; one that cannot be read is passed over and named."
+    try:
+        said = read_json(record, "record")
+    except FakdError as fault:
+        warnings.warn(f"passed over: {fault}", stacklevel=2)
+        return False
+    return isinstance(said, dict) and said.get("state") == "finished"
 
 # %% ../nbs/56_config.ipynb #1f6558d1
 def fill(
@@ -392,8 +422,8 @@ def net_or_file(
     if not names_weights(text):
         return parse_net(text)[0], "spec"
     metadata = read_state(find_path(text))[1]
-    if "scale" in metadata and int(metadata["scale"]) != scale:
-        raise FakdError(f"{what} {text} is for scale {metadata['scale']}, the run is for scale {scale}.")
+    if metadata.get("scale", str(scale)) != str(scale):
+        raise FakdError(f"{what} {text} is for scale {metadata['scale'][:20]}, the run is for scale {scale}.")
     return parse_spec(metadata.get("spec", what))[0].name, "file"
 
 # %% ../nbs/56_config.ipynb #b3c12801
@@ -404,7 +434,7 @@ def split_teachers(
     text: str,      # one teacher, or several joined by +
 ) -> list[str]:     # a file whose own name has a + stays whole
     "The teachers that are meant."
-    return [text] if find_path(text).exists() else [part.strip() for part in text.split("+")]
+    return [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]
 
 
 def find_teacher(
@@ -420,16 +450,16 @@ def find_teacher(
         if not path.is_file():
             raise FakdError(f"teacher {text}: no such weights file.")
         net_or_file(str(path), "teacher", scale)
-        return path.relative_to(root()) if path.is_relative_to(root()) else path
+        return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
-    for place in ("data/weights/*.safetensors", "reports/runs/teacher-*/weights/*.safetensors"):
-        for path in sorted(root().glob(place)):
-            has = read_state(path)[1]
-            if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
-                return path.relative_to(root())
+    shipped, runs = places("data/weights"), places("reports/runs")
+    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
+        has = read_state(path)[1]
+        if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
+            return portable(path)
     raise FakdError(
-        f"teacher {wanted} x{scale}: "
-        "no weights for it in data/weights or among the teacher runs. "
+        f"teacher {wanted} x{scale}: no weights for it. Looked in {', '.join(map(str, [*shipped, *runs]))}. "
         "Give a weights file, or train one with nbs/run_teacher.ipynb."
     )
 
@@ -481,6 +511,7 @@ def _mini(name: str, scale: int) -> dict[str, Any]:
         "schedule": "cosine(warmup=20)",
         "clip_norm": 0.0,
         "ema": 0.0,
+        "equal_time": True,
     }
 
 
@@ -493,6 +524,7 @@ def _small(name: str, scale: int) -> dict[str, Any]:
         "patch_px": 48,
         "learn_rate": 5e-4,
         "schedule": "cosine(warmup=500)",
+        "equal_time": False,  # a third training of hours only where it is asked for
     }
 
 # %% ../nbs/56_config.ipynb #18d15d83

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -14,9 +15,6 @@ import os
 import platform
 import re
 import tempfile
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'parse_spec', 'root', 'static', 'find_path',
-           'atomic_write', 'read_arrays', 'read_image', 'write_image', 'list_images', 'to_batch', 'quantise',
+__all__ = ['MOST_SPEC', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places',
+           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'sweep', 'write_image', 'to_batch', 'quantise',
            'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
            'set_threads', 'digest', 'code_digest']
 
@@ -93,22 +91,34 @@ def _split(text: str, mark: str) -> list[str]:
     return [p.strip() for p in parts]
 
 
-def _value(text: str) -> Any:
-    "A literal, or the bare word itself."
+def literal(
+    text: str,  # such as `[1, 2]`, `0.5` or `"a text"`
+) -> Any:       # what it stands for
+    "The value of a Python literal; nothing is executed."
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
-            return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        raise FakdError(f'"{text}" is no value: use a number, True, False, None, a word or "text".') from None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+        raise FakdError(f'"{text[:60]}" is no value: use a number, True, False, None, a word or "text".') from None
+
+
+def _value(text: str) -> Any:
+    "A literal, or the bare word itself."
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", text):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return literal(text)
 
 # %% ../nbs/00_core.ipynb #13d60a0b
+MOST_SPEC = 10_000  # characters
+
+
 def parse_spec(
     text: str,    # such as `0.5*DS+0.5*TS+10*SA` or `rcan(n_feats=32)`
 ) -> list[Spec]:  # one entry a term, in order
     "Read `weight*name(key=value, ...)` terms joined by `+`; literals only, nothing is executed."
+    if len(text := str(text).strip()) > MOST_SPEC:
+        raise FakdError(f'spec "{text[:60]}...": {len(text)} characters, at most {MOST_SPEC} are read.')
     terms = []
-    for part in _split(str(text).strip(), "+"):
+    for part in _split(text, "+"):
         match = _TERM.match(part)
         if not match:
             raise FakdError(
@@ -131,14 +141,33 @@ def parse_spec(
         terms.append(Spec(match["name"], weight, options))
     return terms
 
-# %% ../nbs/00_core.ipynb #9153a09b
+# %% ../nbs/00_core.ipynb #dad253cc
+def _is_clone(folder: Path) -> bool:
+    "Whether a folder is the top of the fakd project, whatever else a `settings.ini` of others may hold."
+    settings = folder / "settings.ini"
+    try:
+        return settings.is_file() and re.search(rb"^lib_name\s*=\s*fakd\s*$", settings.read_bytes(), re.M) is not None
+    except OSError:  # not ours to read, so not ours
+        return False
+
+
 def root() -> Path:
     "The project's folder: the nearest one upwards that holds fakd's settings.ini, else the current folder."
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        settings = folder / "settings.ini"
-        if settings.is_file() and re.search(r"^lib_name\s*=\s*fakd\s*$", settings.read_text(encoding="utf-8"), re.M):
-            return folder
-    return Path.cwd()
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if _is_clone(folder)), here)
+
+
+def home() -> Path:
+    "The folder whose `data` came with fakd: the clone that this package is part of, else the installed package."
+    package = Path(str(resources.files("fakd"))).resolve()
+    return package.parent if _is_clone(package.parent) else package
+
+
+def places(
+    path: str,      # such as `data/sets`
+) -> list[Path]:    # one or two, which need not exist
+    "Where a part of fakd is looked for: in the project's folder, and beside the data that came with fakd."
+    return list(dict.fromkeys(base / path for base in (root(), home())))
 
 
 def static(
@@ -147,14 +176,35 @@ def static(
     "Text of a template, style sheet or script that is shipped with the package."
     return resources.files("fakd").joinpath("static", name).read_text(encoding="utf-8")
 
+# %% ../nbs/00_core.ipynb #9153a09b
+def expand(
+    path: str | Path,  # such as `~/runs`
+) -> Path:             # with ~ and ~name replaced by the folders of these users
+    "A path as a shell would understand it."
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise FakdError(f"{path}: this system knows no home folder of {Path(path).parts[0]}. "
+                        "Write the folder itself, or ./ before a name that begins with ~.") from None
+
 
 def find_path(
-    path: str | Path,  # absolute, or relative to the current folder or to the project's
+    path: str | Path,  # absolute, or relative to the current folder, the project's, or that of fakd's own data
 ) -> Path:             # the first of these that exists, else the path under the current folder
-    "Resolve a path that a user gave, so that it means the same from the project's root and from `nbs`."
-    path = Path(path).expanduser()
-    places = [path] if path.is_absolute() else [Path.cwd() / path, root() / path]
-    return next((p for p in places if p.exists()), places[0])
+    "Resolve a path that a user gave, so that it means the same from the project's root, from `nbs` and from outside."
+    path = expand(path)
+    candidates = [path] if path.is_absolute() else [Path.cwd() / path, *places(str(path))]
+    return next((p for p in candidates if os.path.exists(p)), candidates[0])  # Path.exists raises on long names
+
+
+def portable(
+    path: str | Path,  # of an existing file
+) -> Path:             # relative to the project or to fakd's own data where it lies there, else absolute
+    "A path as records keep it: found again by `find_path`, from whatever folder."
+    path = Path(os.path.abspath(find_path(path)))
+    bases = [base for base in (root(), home()) if base == home() or _is_clone(base)]
+    short = (path.relative_to(base) for base in bases if path.is_relative_to(base))
+    return next((p for p in short if find_path(p) == path), path)
 
 # %% ../nbs/00_core.ipynb #d99d3260
 @contextmanager
@@ -162,91 +212,49 @@ def atomic_write(
     path: str | Path,  # final place; its folder is made
 ) -> Iterator[Path]:   # temporary place beside it, to write to
     "Write beside, fsync, rename: after any crash `path` is the old file or the whole new one."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    path, name = Path(path), ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
         yield Path(name)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as fault:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(fault, OSError) and fault.errno in _UNWRITABLE:
+            before = "What was there before is untouched." if os.path.exists(path) else "Nothing was left there."
+            raise FakdError(f"{path} could not be written: {fault.strerror}. {before}") from None
         raise
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
         folder = os.open(path.parent, os.O_DIRECTORY)
         os.fsync(folder)
         os.close(folder)
 
-# %% ../nbs/00_core.ipynb #bd3c2fe3
-def read_arrays(
-    path: str | Path,        # an .npz file
-    most_mb: float = 1024,   # of all arrays together, decoded
-) -> dict[str, np.ndarray]:  # numbers and strings, never objects
-    "The arrays of an .npz file, none of which is larger than its header and the file's table both say."
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > most_mb * 2**20:
-                raise FakdError(f"{path}: {size / 2**20:,.0f} MB of arrays, at most {most_mb:,.0f} are read.")
-            return {m.filename.removesuffix(".npy"): _read_array(archive, m) for m in archive.infolist()}
-    except FakdError as fault:
-        raise FakdError(f"{path}: {fault}" if str(path) not in str(fault) else str(fault)) from None
-    except (OSError, ValueError, EOFError, RuntimeError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error,
-            tokenize.TokenError) as fault:
-        raise FakdError(f"{path}: no readable .npz file ({fault}).") from None
-
-
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    "One array, after its header was held against the size that the archive declares."
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if header is None:
-            raise FakdError(f"{member.filename}: arrays of format {version} are not read.")
-        shape, _, dtype = header(file)
-        if dtype.kind not in "biufU" or min(shape, default=0) < 0:
-            raise FakdError(f"{member.filename}: {dtype} {shape} is neither numbers nor text.")
-        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise FakdError(f"{member.filename}: {dtype} {shape} is not what the file holds.")
-    with archive.open(member) as file:
-        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-
 # %% ../nbs/00_core.ipynb #9dc504f8
+_UNWRITABLE = {number for number, name in errno.errorcode.items()
+               if name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")}
+
+
 def _umask() -> int:
     "mkstemp makes private files; the final one follows the user's umask."
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #ebdfd746
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# %% ../nbs/00_core.ipynb #7c8289c2
+_LEFT = re.compile(r"\..+-[a-z0-9_]{4,}(\.\w+)?|.+\.tmp")
 
 
-def read_image(
-    path: str | Path,  # any file Pillow can decode
-) -> np.ndarray:       # uint8, (h, w, 3), RGB
-    "Read an image file as 8-bit RGB; 16-bit grey is scaled and rounded, of 16-bit colour the high byte is taken."
-    path = Path(path)
-    try:
-        with Image.open(path) as file:
-            img = ImageOps.exif_transpose(file)
-            if img.mode.startswith("I") or img.mode == "F":
-                values = np.asarray(img, dtype=np.float64)
-                top = 65535.0 if img.mode.startswith("I") else 255.0
-                grey = np.floor(np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if img.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in img.info:
-                img = img.convert("RGBA")
-            if img.mode == "RGBA":  # drop alpha, keep the colours under it
-                return np.ascontiguousarray(np.asarray(img)[:, :, :3])
-            return np.array(img.convert("RGB"))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no such image file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
-        raise FakdError(f"{path}: not a readable image ({fault}). Accepted: {' '.join(IMAGE_SUFFIXES)}.") from None
+def sweep(
+    folder: str | Path,  # such as a run's; searched at any depth
+) -> None:
+    "Remove what killed processes left half written."
+    for path in [p for p in Path(folder).rglob("*") if _LEFT.fullmatch(p.name) and p.is_file()]:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(
@@ -258,15 +266,6 @@ def write_image(
         raise FakdError(f"write_image: expected uint8 (h, w, 3), got {img.dtype} {img.shape}.")
     with atomic_write(path) as temporary:
         Image.fromarray(img).save(temporary)
-
-
-def list_images(
-    folder: str | Path,  # searched itself, not below
-) -> list[Path]:         # sorted by name
-    "The image files of a folder, by suffix."
-    return sorted(
-        p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
 
 # %% ../nbs/00_core.ipynb #3c07ff5e
 def to_batch(
@@ -369,9 +368,17 @@ def set_threads(
     n: int | None = None,  # None: FAKD_THREADS or OMP_NUM_THREADS if set, else all CPUs this process may use
 ) -> int:                  # the number in force
     "Set torch's CPU threads."
-    given = n or os.environ.get("FAKD_THREADS") or os.environ.get("OMP_NUM_THREADS") or cpu_quota()
-    torch.set_num_threads(max(1, int(given)))
+    torch.set_num_threads(n or _threads("FAKD_THREADS") or _threads("OMP_NUM_THREADS") or cpu_quota())
     return torch.get_num_threads()
+
+
+def _threads(name: str) -> int | None:
+    "The number in an environment variable; of OpenMP's list, one number for each level of nesting, the first."
+    text = os.environ.get(name, "").strip()
+    first = text.partition(",")[0].strip()
+    if text and not (first.isdecimal() and 1 <= int(first) <= 1024):
+        raise FakdError(f"{name}={text}: give a number of threads, from 1 to 1024.")
+    return int(first) if text else None
 
 # %% ../nbs/00_core.ipynb #6126c3f3
 def digest(
@@ -421,11 +428,11 @@ def _without_prose(source: str) -> str:
 
 
 def code_digest() -> str:
-    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65."
+    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65, and the reader of images."
     parts = {}
     for file in sorted(Path(str(resources.files("fakd"))).glob("*.py")):
         source = file.read_text(encoding="utf-8")
-        match = re.search(r"File to edit: \S*?/(\d\d)_\w+\.ipynb", source)
-        if match and 10 <= int(match[1]) <= 65:
+        match = re.search(r"File to edit: \S*?/(\d\d)_(\w+)\.ipynb", source)
+        if match and (match[2] == "images" or 10 <= int(match[1]) <= 65):
             parts[file.stem] = _without_prose(source)
     return digest({"python": platform.python_version_tuple()[:2], "modules": parts})

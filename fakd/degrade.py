@@ -5,18 +5,20 @@
 # %% ../nbs/10_degrade.ipynb #5eddf43d
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
-from .core import FakdError, cpu_quota, find_path, list_images, pick, read_image, write_image
+from .core import FakdError, cpu_quota, find_path, pick, write_image
+from .images import image_size, list_images, read_image
 
 # %% auto #0
 __all__ = ['RULES', 'imresize', 'modcrop', 'degrade', 'degrade_folder']
@@ -115,16 +117,12 @@ def _degrade_file(
     scales: Sequence[int],        # the LR images that are wanted
 ) -> int:                         # how many were made
     "LR images of one file, but only those that are missing, of a wrong size or older than it."
-    with Image.open(hr_file) as file:
-        w, h = file.size
-        noted = file.format != "PNG" or "exif" in file.info  # of a PNG file without, getexif would read every pixel
-        if noted and file.getexif().get(0x0112, 1) >= 5:  # a camera image that lies on its side
-            w, h = h, w
+    h, w = image_size(hr_file)
     todo = {scale: dst / f"X{scale}" / f"{hr_file.stem}x{scale}.png" for scale in scales}
     for scale, path in list(todo.items()):
         if path.is_file() and path.stat().st_mtime >= hr_file.stat().st_mtime:
-            with Image.open(path) as made:
-                if made.size == (w // scale, h // scale):
+            with contextlib.suppress(FakdError):  # a broken one is made anew
+                if image_size(path) == (h // scale, w // scale):
                     del todo[scale]
     hr_img = read_image(hr_file) if todo else None
     for scale, path in todo.items():
@@ -145,6 +143,8 @@ def degrade_folder(
         pick(str(scale), ("2", "3", "4", "8"), "scale")
     if not src.is_dir() or not (files := list_images(src)):
         raise FakdError(f"{src}: no images in this folder.")
+    if twins := [name for name, n in Counter(file.stem.casefold() for file in files).items() if n > 1]:
+        raise FakdError(f"{src}: several images are called {twins[0]}; their LR images would be one. Rename them.")
     made, broken = 0, []
     pool = ThreadPoolExecutor(workers or cpu_quota())
     try:

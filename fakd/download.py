@@ -26,8 +26,9 @@ import requests
 from tqdm.auto import tqdm
 
 from .benchmarks import SETS, ImageSet, image_set, set_files
-from .core import FakdError, cpu_quota, pick, read_image, root
+from .core import FakdError, cpu_quota, pick, root
 from .degrade import degrade
+from .images import read_image
 
 # %% auto #0
 __all__ = ['ARCHIVES', 'Archive', 'DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify']

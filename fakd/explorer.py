@@ -32,11 +32,11 @@ from .affinity import unit_maps
 from .affinity_views import DIFFERENCE_COLOURS, AffinityProgress, FeatureMaps, feature_maps, progress_of, query_view
 from .benchmarks import image_set
 from .config import Config
-from .core import FakdError, atomic_write, find_path, pick, read_image, static
+from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
-from .figures import literal
 from .foreign import load_any
+from .images import read_image
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
@@ -274,7 +274,7 @@ def still_picture(
     points = [point for point in queries if point is not None]
     fig = query_view(shown.features.rows(points), shown.features.tap(tap))
     y, x = points[0]
-    fig.text(0.5, 0.04, literal(f"{tap}, query at row {y}, column {x}"), ha="center", fontsize=7.5)
+    fig.text(0.5, 0.04, f"{tap}, query at row {y}, column {x}", ha="center", fontsize=7.5, parse_math=False)
     file = io.BytesIO()
     fig.savefig(file, format="png", dpi=110, facecolor=fig.get_facecolor(), metadata={"Software": "fakd explorer"})
     plt.close(fig)

@@ -26,8 +26,8 @@ from .losses_image import CSD, DS, FFT, TS, Wavelet, bicubic
 from .upcycle import Invert, Net, ZoomIn, ZoomOut
 
 # %% auto #0
-__all__ = ['LOSSES', 'Shapes', 'KINDS', 'LossTerm', 'EachTeacher', 'DistillLoss', 'check_spec', 'loss_memory', 'measure_losses',
-           'loss_table']
+__all__ = ['LOSSES', 'Shapes', 'KINDS', 'LossTerm', 'EachTeacher', 'DistillLoss', 'check_spec', 'refuse_idle', 'loss_memory',
+           'measure_losses', 'loss_table']
 
 # %% ../nbs/48_losses.ipynb #1a45fc95
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class EachTeacher(nn.Module):
     ):
         super().__init__()
         self.each, self.needs, self.draws = nn.ModuleList(terms), terms[0].needs, getattr(terms[0], "draws", False)
+        self.least, self.k = terms[0].least, terms[0].k
 
     def forward(
         self,
@@ -132,9 +133,29 @@ def _inputs(name: str, term: Any, batch: Mapping[str, Any], seed: int, step: int
     lacking = [key for key in wanted if batch[key] is None]
     if lacking:
         raise FakdError(f"loss {name}: give it {', '.join(lacking)}.")
+    if term.needs == "maps":
+        _refuse_few(name, term, batch["student_maps"])
     given, draws = [batch[key] for key in wanted], getattr(term, "draws", False)
     rng = torch_rng(seed, "loss", name, step) if draws else None
     return term.look(**batch, rng=rng) if hasattr(term, "look") else (*given, rng) if draws else tuple(given)
+
+
+def _refuse_few(name: str, term: Any, student_maps: Sequence[Tensor]) -> None:
+    "A term that relates things is constant where there are too few of them, and would teach nothing without a word."
+    for b, c, h, w in (maps.shape for maps in student_maps if maps.ndim == 4):
+        if b < (least := term.least["images"]):
+            raise FakdError(f"loss {name}: it relates images and needs at least {least} at a time, got {b}. "
+                            f"Use {least} or more (batch_size divided by accumulate).")
+        cells = math.ceil(h / term.k) * math.ceil(w / term.k)
+        if cells < (least := term.least["positions"]):
+            pooled = f" pooled by {term.k}x{term.k}" if term.k > 1 else ""
+            smaller = f"Use k={max(h, w) - 1} or less, or larger patches."
+            remedy = smaller if pooled and max(h, w) > 1 else "Tap another place."
+            raise FakdError(f"loss {name}: it needs at least {least} positions, and maps of {h}x{w}{pooled} have "
+                            f"{cells}. {remedy}")
+        if c < (least := term.least["channels"]):
+            raise FakdError(f"loss {name}: it compares directions and needs at least {least} channels; "
+                            f"a map of the student has {c}. Tap another place.")
 
 # %% ../nbs/48_losses.ipynb #4e91b3fc
 class DistillLoss(nn.Module):
@@ -150,9 +171,9 @@ class DistillLoss(nn.Module):
     ):
         super().__init__()
         check_spec(spec)
-        self.spec, self.seed = parse_spec(spec), seed
         each = teacher_shapes if isinstance(teacher_shapes, Sequence) else [teacher_shapes or {}]
         student, teachers = list((student_shapes or {}).items()), [list(shapes.items()) for shapes in each]
+        self.spec, self.seed, self.shapes = parse_spec(spec), seed, [student, *teachers]
         _check_shapes(spec, self.spec, student, teachers)
         self.weights = {term.name: term.weight for term in self.spec}
         self.terms = nn.ModuleDict({term.name: _make_each(term, seed, student, teachers) for term in self.spec})
@@ -277,6 +298,49 @@ def _check_pairs(spec: str, users: list[str], student: list[Any], teacher: list[
             raise FakdError(
                 f"loss {spec}: {', '.join(strict)} needs equal channels; "
                 f"the student's {s_name} has {s_c}, the teacher's {t_name} has {t_c}."
+            )
+
+# %% ../nbs/48_losses.ipynb #7467d1b5
+def _stand_ins(
+    loss: DistillLoss, images: int, lr_px: int, scale: int, device: str | torch.device
+) -> tuple[dict[str, Any], list[Tensor]]:
+    "Random images and maps of a run's sizes, networks that only enlarge; and what of the student wants a gradient."
+    rng = torch_rng(0, "stand-ins")
+
+    def of(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=rng).to(device)
+
+    small, large = (images, 3, lr_px, lr_px), (images, 3, scale * lr_px, scale * lr_px)
+    sr_imgs, gain = of(*large).mul(255).requires_grad_(), torch.ones((), device=device, requires_grad=True)
+    ours, *theirs = [[of(images, *shape).add(of(images, shape[0], 1, 1)) for _, shape in net] for net in loss.shapes]
+    ours = [maps.sub(0.5).requires_grad_() for maps in ours]
+    batch = dict(
+        sr_imgs=sr_imgs, hr_imgs=of(*large).mul(255), teacher_sr_imgs=of(*large).mul(255), student_maps=ours,
+        teacher_maps=theirs if len(theirs) > 1 else theirs[0], lr_imgs=of(*small).mul(255),
+        student=lambda imgs: bicubic(imgs, scale) * gain, teacher=lambda imgs: (bicubic(imgs, scale) * 0.9, []),
+        features=lambda imgs: [imgs],
+    )
+    return batch, [sr_imgs, gain, *ours]
+
+# %% ../nbs/48_losses.ipynb #490de953
+def refuse_idle(
+    loss: DistillLoss,  # with the shapes of the taps
+    images: int,        # computed at a time
+    lr_px: int,         # side of the LR patches
+    scale: int,         # of the SR images
+) -> None:
+    "Refuse terms that teach the student nothing, whatever the images are: a trial on random ones of the run's sizes."
+    device = next(loss.parameters(), torch.zeros(())).device
+    batch, leaves = _stand_ins(loss, images, lr_px, scale, device)
+    for name, value in loss(**batch)[1].items():
+        grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        moved = sum(float(g.norm() * x.detach().norm()) for g, x in zip(grads, leaves, strict=True) if g is not None)
+        if not value.isfinite() or value == 0 or moved <= 1e-6 * abs(value.item()):
+            spec = next(str(term) for term in loss.spec if term.name == name)
+            raise FakdError(
+                f"loss {spec}: it would teach nothing: on random images of the run's sizes its value is {value:.3g}, "
+                f"its gradient {'zero' if moved == 0 else 'mere rounding'}. Change its options or weight, or leave "
+                "it out."
             )
 
 # %% ../nbs/48_losses.ipynb #413dd0e0

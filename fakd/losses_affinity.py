@@ -23,6 +23,8 @@ class MapTerm(nn.Module):
     "A loss term on feature maps: the sum over pairs of taps of `distance`."
 
     needs = "maps"
+    least = {"images": 1, "positions": 1, "channels": 1}  # with fewer, of the student, the term is constant
+    k = 1  # side of a pooling cell, of terms that pool first
 
     def forward(
         self,
@@ -43,6 +45,8 @@ class MapTerm(nn.Module):
 # %% ../nbs/44_losses_affinity.ipynb #cbe410c1
 class SA(MapTerm):
     "Spatial affinity: sum over taps of mean |A_s - A_t| (FAKD, ICIP 2020)."
+
+    least = {"images": 1, "positions": 2, "channels": 2}
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the cosines of all pairs of positions."
@@ -67,6 +71,8 @@ def pool_maps(
 class PSA(MapTerm):
     "Pooled spatial affinity: SA of pooled maps (FAKD's code)."
 
+    least = SA.least
+
     def __init__(
         self,
         k: int = 1,         # side of a pooling cell in positions
@@ -88,6 +94,8 @@ def _apart(rows: Tensor, every: Tensor) -> Tensor:
 class MMD(MapTerm):
     "Differences of channel means between positions (FAKD's code)."
 
+    least = {"images": 1, "positions": 2, "channels": 1}
+
     def __init__(
         self,
         k: int = 1,         # side of a pooling cell in positions
@@ -104,6 +112,8 @@ class MMD(MapTerm):
 # %% ../nbs/44_losses_affinity.ipynb #39c66e9c
 class RBF(MapTerm):
     "A Gaussian kernel of the cosine, as a Taylor series (FAKD's code; kernel of Peng et al., ICCV 2019)."
+
+    least = SA.least
 
     def __init__(
         self,
@@ -137,6 +147,8 @@ class RBF(MapTerm):
 class CA(MapTerm):
     "Channel affinity: cosines of all pairs of channels (FAKD's code); needs equal channels."
 
+    least = {"images": 1, "positions": 2, "channels": 2}
+
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the cosines of all pairs of channels."
         return affinity_l1(student.flatten(2).transpose(1, 2), teacher.flatten(2).transpose(1, 2))
@@ -153,6 +165,8 @@ def _image_relations(maps: Tensor) -> Tensor:
 class IA(MapTerm):
     "Instance affinity: products of all pairs of images of the batch (FAKD's code)."
 
+    least = {"images": 2, "positions": 1, "channels": 1}
+
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the normalised products."
         return mean_abs(_image_relations(student), _image_relations(teacher))
@@ -160,6 +174,8 @@ class IA(MapTerm):
 # %% ../nbs/44_losses_affinity.ipynb #97e308d8
 class SP(MapTerm):
     "Similarity preserving: squared difference of the relations of images (Tung and Mori, ICCV 2019)."
+
+    least = IA.least
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean squared difference of the normalised products."
@@ -176,6 +192,8 @@ def _neighbours(maps: Tensor) -> Tensor:
 class PKT(MapTerm):
     "Probabilistic knowledge transfer: divergence of neighbour probabilities of images (Passalis, Tefas, ECCV 2018)."
 
+    least = IA.least
+
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Kullback-Leibler divergence, mean over all pairs."
         ours, theirs, eps = _neighbours(student), _neighbours(teacher), 1e-7
@@ -184,6 +202,8 @@ class PKT(MapTerm):
 # %% ../nbs/44_losses_affinity.ipynb #7473d1ac
 class RKD(MapTerm):
     "Relational distillation: distances of pairs and angles of triples of images (Park et al., CVPR 2019)."
+
+    least = {"images": 3, "positions": 1, "channels": 1}
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ def _energy(maps: Tensor) -> Tensor:
 class AT(MapTerm):
     "Attention transfer: mean difference of normalised energy maps (Zagoruyko, Komodakis, ICLR 2017; FAKD's form)."
 
+    least = {"images": 1, "positions": 2, "channels": 1}
+
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean absolute difference of the energy maps."
         return mean_abs(_energy(student), _energy(teacher))
@@ -107,6 +109,8 @@ class FitNet(AdaptedTerm):
 # %% ../nbs/45_losses_feature.ipynb #75c64da3
 class CWD(AdaptedTerm):
     "Channel-wise distillation: divergence of each channel's distribution over positions (Shu et al., ICCV 2021)."
+
+    least = AT.least
 
     def __init__(
         self,
@@ -197,6 +201,8 @@ class MGD(AdaptedTerm):
 # %% ../nbs/45_losses_feature.ipynb #4eb311a0
 class NST(MapTerm):
     "Neuron selectivity: discrepancy of the channels' patterns, as two bags (Huang and Wang, 2017)."
+
+    least = AT.least
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Squared maximum mean discrepancy with the kernel (u'v)^2, mean over images."

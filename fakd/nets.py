@@ -13,11 +13,12 @@ from torch import nn
 
 from .core import FakdError, Spec, nearest, parse_spec, pick, torch_rng
 from .edsr import EDSR
+from .files import must_fit
 from .rcan import RCAN
 from .san import SAN
 
 # %% auto #0
-__all__ = ['NETS', 'parse_net', 'make_net', 'net_spec']
+__all__ = ['NETS', 'parse_net', 'count_weights', 'make_net', 'net_spec']
 
 # %% ../nbs/35_nets.ipynb #0b11bd28
 NETS: dict[str, Any] = {"rcan": RCAN, "edsr": EDSR, "san": SAN}
@@ -46,6 +47,25 @@ def parse_net(
     # None: the network derives this size from the others
     return term.name, {k: float(v) if isinstance(accepted[k], float) else v for k, v in sizes.items() if v is not None}
 
+# %% ../nbs/35_nets.ipynb #f762a927
+_DEPTHS = ("n_resgroups", "n_resblocks")
+_MODULE = 10_000  # bytes that Python objects take for each tensor, measured
+
+
+def count_weights(
+    name: str,      # in NETS
+    scale: int,     # 2, 3, 4 or 8
+    **sizes: Any,   # all that the network takes
+) -> tuple[int, int]:  # numbers in its state dict, and tensors
+    "The size of a network that is not built."
+    for key in _DEPTHS:
+        if (depth := sizes.get(key, 0)) > 2:
+            one, two = (count_weights(name, scale, **{**sizes, key: n}) for n in (1, 2))
+            return one[0] + (depth - 1) * (two[0] - one[0]), one[1] + (depth - 1) * (two[1] - one[1])
+    with torch.device("meta"):
+        tensors = NETS[name](scale=scale, **sizes).state_dict().values()
+    return sum(t.numel() for t in tensors), len(tensors)
+
 # %% ../nbs/35_nets.ipynb #414e2b2e
 def make_net(
     spec: str,              # such as `rcan(n_feats=32)`
@@ -53,8 +73,10 @@ def make_net(
     role: str = "teacher",  # where sizes that are not given come from
     seed: int = 0,          # decides the initial weights, whatever was drawn before
 ) -> nn.Module:             # on the CPU, fp32, in training mode
-    "A network with PyTorch's default initialisation."
+    "A network with PyTorch's default initialisation, if memory can hold it."
     name, sizes = parse_net(spec, role)
+    weights, tensors = count_weights(name, scale, **sizes)
+    must_fit(4 * weights + _MODULE * tensors, f'net "{spec}"')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_rng(seed, "init").initial_seed())
         return NETS[name](scale=scale, **sizes)

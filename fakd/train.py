@@ -22,25 +22,27 @@ from torch import nn
 
 from .affinity import mean_row
 from .benchmarks import ImageSet, image_set
+from .checkpoint import latest, resumed_words
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, names_weights, run_name, split_teachers
-from .core import FakdError, atomic_write, code_digest, digest, find_path, root, set_threads, to_batch, write_image
+from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
+from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import Foreign, as_net, load_any, spec_of
-from .losses import DistillLoss, loss_memory
+from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
 from .pairs import ImagePair, Patches
-from .record import DataUse, Record, Row, Run, artefacts, environment, now, summarise, write_record
+from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
+from .resume import diverged, drop_checkpoints, open_run
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
-from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, restore
+from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, remedy, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'fit', 'Fitted',
-           'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'equal_time_steps', 'fit',
+           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -62,8 +64,10 @@ class Setup:
     student: nn.Module | None = None                          # a student given as a module, before training
     nets: dict[str, nn.Module] = field(default_factory=dict)  # trained, by method
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    resumed: dict[str, list[int]] = field(default_factory=dict)  # steps at which a method was continued
+    sittings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of each method, see `sitting`
     rows: list[Row] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)         # what decides the result beside the settings
+    record: Record | None = None                                 # of a run that is over and lacks only its pages
 
     @property
     def kind(self) -> Any:
@@ -293,13 +297,13 @@ def prepare(
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
         cfg = setup.config
-    _make_loss(setup, fresh)  # refuses terms that do not fit the taps
-    setup.digest = digest({
-        "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]},
-        "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
-        "teacher": [[spec_of(net), net_digest(net)] for net in members(setup.teacher)],
-    })
-    setup.run = _folder(setup)
+    _check_loss(setup, fresh)
+    setup.origin = {
+        "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
+        "teacher": ", ".join(f"{spec_of(net)} {net_digest(net)}" for net in members(setup.teacher)),
+    }
+    resolved = {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}
+    setup.run, setup.digest, setup.record = open_run(cfg, setup.origin, digest({**setup.origin, "resolved": resolved}))
     return setup
 
 # %% ../nbs/65_train.ipynb #5cf44081
@@ -312,68 +316,109 @@ def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> Distill
     return DistillLoss(cfg.loss, ours, theirs, seed=cfg.seed)
 
 
+def _check_loss(setup: Setup, student: nn.Module) -> None:
+    "Refuse terms that do not fit the taps or would teach nothing, and taps before which nothing is trained."
+    cfg, loss = setup.config, _make_loss(setup, student)
+    if loss.needs_maps:
+        student.eval()  # to look must not change what a network keeps
+        with Taps(student, [pair[0] for pair in setup.taps]) as taps:
+            student(torch.zeros(1, 3, cfg.patch_px, cfg.patch_px))
+            idle = [name for name, maps in zip(taps.places, taps.maps, strict=True) if not maps.requires_grad]
+        if idle:
+            raise FakdError(f"tap(s) {', '.join(idle)} of the student: nothing before them is trained, so that "
+                            "no loss on them teaches it. Tap deeper places.")
+    refuse_idle(loss, cfg.batch_size // cfg.accumulate, cfg.patch_px, cfg.scale)
+
+
 def _teaching(setup: Setup) -> Teacher | Teachers:
     "Whom the trainer asks."
     nets = members(setup.teacher)
     each = [Teacher(net, [pair[i] for pair in setup.taps]) for i, net in enumerate(nets, 1)]
     return each[0] if len(each) == 1 else Teachers(each, setup.config.teacher_draw, setup.config.seed)
 
+# %% ../nbs/65_train.ipynb #e9a1c0d5
+def equal_time_steps(
+    histories: dict[str, list[dict[str, Any]]],  # of `plain` and `distilled`, both trained to their ends
+) -> int:                                        # at least the plain student's own
+    "How many plain steps take as long as the distilled run did; both are timed without evaluations."
+    missing = [method for method in ("plain", "distilled") if not histories.get(method)]
+    if missing:
+        raise FakdError(f"equal_time: train the {' and the '.join(missing)} student first, its time is needed.")
+    plain, distilled = histories["plain"][-1], histories["distilled"][-1]
+    return max(plain["step"], round(plain["step"] * distilled["time_s"] / plain["time_s"]))
 
-def _folder(setup: Setup) -> Run:
-    "The run's folder: a new one, the unfinished one of the same digest, or the one that was asked for."
-    cfg = setup.config
-    if cfg.resume in ("auto", "never"):
-        return Run.create(f"{run_name(cfg)}-{setup.digest[:8]}", root() / cfg.out_dir, resume=cfg.resume == "auto")
-    run = Run.open(find_path(cfg.resume))
-    if run.finished:
-        raise FakdError(f"resume {cfg.resume}: this run is finished. Start a new run, or give an unfinished one.")
-    return run
-
-# %% ../nbs/65_train.ipynb #c93eb755
-def fit(
-    setup: Setup,         # from `prepare`
-    distil: bool = True,  # False: the same student from the same start on the same batches, ground truth only
-) -> Fitted:
-    "Train one student, or go on where an earlier sitting stopped."
-    cfg, method = setup.config, _method(setup, distil)
+# %% ../nbs/65_train.ipynb #d731ddc9
+def _trainer(setup: Setup, cfg: Any, method: str, distil: bool, checkpoint: Path) -> Trainer:
+    "A new student, what it learns from, and who watches."
     student = setup.new_student()
     loss = _make_loss(setup, student, distil)
     teacher = _teaching(setup) if loss.needs_teacher else None
-    checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
-    trainer = Trainer(
+    return Trainer(
         student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
         teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
         watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
                   Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
                   Saver(checkpoint)],
+        origin=setup.origin,
     )
-    if checkpoint.exists():
-        restore(trainer, checkpoint)
-        setup.resumed.setdefault(method, []).append(trainer.step)
+
+# %% ../nbs/65_train.ipynb #c93eb755
+def fit(
+    setup: Setup,              # from `prepare`
+    distil: bool = True,       # False: the same student from the same start on the same batches, ground truth only
+    equal_time: bool = False,  # without a teacher, for the time that the distilled run took: see `equal_time_steps`
+) -> Fitted:
+    "Train one student, or go on where an earlier sitting stopped."
+    distil = distil and not equal_time
+    cfg, method = setup.config, "plain_equal_time" if equal_time else _method(setup, distil)
+    if setup.record is not None:
+        return _fitted_before(setup, setup.record, method)
+    if equal_time:
+        cfg = cfg.model_copy(update={"steps": equal_time_steps(setup.histories)})
+    checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
+    trainer = _trainer(setup, cfg, method, distil, checkpoint)
+    if (kept := latest(checkpoint)) is not None:
+        restore(trainer, kept, diverged(setup.run))
+    setup.histories[method], setup.sittings[method] = trainer.history, trainer.sittings
     try:
-        setup.histories[method] = trainer.fit()
+        trainer.fit()
     except Diverged as fault:
-        kept = f" The last good checkpoint is kept: {checkpoint}." if checkpoint.exists() else ""
-        error = f"{method}, {fault}.{kept} Try a smaller learn_rate, clip_norm=1 or precision=fp32."
-        setup.histories[method] = trainer.history
+        error = f"{method}, {fault}. {remedy(trainer)}"
+        if checkpoint.exists():
+            error += f" With resume={setup.run.dir} the run goes on from its last good step."
         finish(setup, error=error)
         raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
     origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
     setup.nets[method] = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
-    return Fitted(method, setup.nets[method], setup.histories[method])
+    return Fitted(method, setup.nets[method], setup.histories[method], trainer.sittings)
+
+
+def _fitted_before(setup: Setup, record: Record, method: str) -> Fitted:
+    "A student of a finished run, from its files."
+    history = [line for line in read_history(setup.run) if line["method"] == method]
+    net = _read_net(setup, setup.run.dir / "weights" / f"{method}.safetensors")
+    setup.nets[method], setup.histories[method] = net.requires_grad_(False), history
+    return Fitted(method, net, history, record.sittings.get(method, []))
 
 # %% ../nbs/65_train.ipynb #6abf4735
 def _through_file(setup: Setup, net: nn.Module, path: Path, **origin: str) -> nn.Module:
     "Save a trained network and read it again: what is scored is what the file holds."
     if not isinstance(net, Foreign):
         save_weights(net, path, half=origin["method"] == "teacher", **origin)
-        return load_net(path)
+        return _read_net(setup, path)
     state = {k: v.detach().cpu().clone().contiguous() for k, v in net.model.state_dict().items()}
     with atomic_write(path) as temporary:  # the module's own names
         temporary.write_bytes(save(state, {"network": net.spec, "scale": str(net.scale), **origin}))
+    return _read_net(setup, path)
+
+
+def _read_net(setup: Setup, path: Path) -> nn.Module:
+    "A network that `_through_file` saved."
     again = setup.new_student()
-    again.model.load_state_dict(read_state(path)[0])  # type: ignore[union-attr]
+    if not isinstance(again, Foreign):
+        return load_net(path)
+    again.model.load_state_dict(read_state(path)[0])
     return again.eval()
 
 
@@ -389,10 +434,12 @@ class Fitted:
     method: str                    # plain, distilled, or teacher
     net: nn.Module                 # on the CPU, eval mode
     history: list[dict[str, Any]]  # lines of history.csv
+    sittings: list[dict[str, Any]] = field(default_factory=list)  # see `sitting`
 
     def __repr__(self) -> str:
-        last = self.history[-1]
-        return f"{self.method}: {last['step']} steps in {last['time_s']:.0f} s, held-out PSNR-Y {last['psnr_y']:.2f} dB"
+        last, resumed = self.history[-1], resumed_words(self.sittings)
+        text = f"{self.method}: {last['step']:.0f} steps in {last['time_s']:.0f} s, "
+        return f"{text}held-out PSNR-Y {last['psnr_y']:.2f} dB" + (f"; continued at {resumed}" if resumed else "")
 
 
 def held_out_psnr(
@@ -409,12 +456,16 @@ def score(
 ) -> list[Row]:
     "Per-image scores of every method on every evaluation set; keeps pictures and affinity maps for the page too."
     cfg = setup.config
+    if setup.record is not None:
+        setup.rows = setup.record.rows
+        return setup.rows
     nets = ({"teacher": setup.teacher} if setup.teacher is not None else {}) | setup.nets
     every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
     setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
-    _keep_images(setup, nets)
+    shown = {method: net for method, net in nets.items() if method != "plain_equal_time"}  # asked for its numbers only
+    _keep_images(setup, shown)
     if setup.taps:
-        _keep_affinity(setup, nets)
+        _keep_affinity(setup, shown)
     return setup.rows
 
 # %% ../nbs/65_train.ipynb #8e1d1ac8
@@ -451,7 +502,7 @@ def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
     "The watcher of the affinity, where the run compares taps with a teacher's."
     teachers = members(setup.teacher)
-    if not teachers or not setup.taps:
+    if not teachers or not setup.taps or method == "plain_equal_time":
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
@@ -483,6 +534,8 @@ def finish(
 ) -> Run:
     "Write history and record; with the record the run is over, and its checkpoints go."
     cfg, run = setup.config, setup.run
+    if setup.record is not None:
+        return run
     _write_history(run, list(itertools.chain(*setup.histories.values())))
     student = setup.new_student()
     record = Record(
@@ -503,13 +556,13 @@ def finish(
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
-        resumed_from_step=setup.resumed,
+        resumed_from_step={m: [s["step"] for s in lines[1:]] for m, lines in setup.sittings.items() if lines[1:]},
+        sittings=setup.sittings,
         artefacts=artefacts(run),
     )
     write_record(run, record)
     if not error:
-        for path in (run.dir / "checkpoints").glob("*.pt"):
-            path.unlink()
+        drop_checkpoints(run)
     return run
 
 # %% ../nbs/65_train.ipynb #3109153f
@@ -554,6 +607,7 @@ def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     best = max(measured, key=lambda line: line["psnr_y"], default={})
     return {
         **{k: v for k, v in history[-1].items() if k != "method"},
+        "steps_per_s": history[-1]["step"] / max(history[-1]["time_s"], 1e-9),
         "best_psnr_y": best.get("psnr_y"),
         "best_step": best.get("step"),
     }
@@ -572,6 +626,8 @@ def distill(
     if setup.config.compare and setup.teacher is not None:
         fit(setup, distil=False)
     fit(setup)
+    if setup.config.equal_time:
+        fit(setup, equal_time=True)
     score(setup)
     return finish(setup)
 

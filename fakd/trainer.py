@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from .affinity import affinity_distance, mean_row
-from .checkpoint import load_checkpoint, random_states, refuse_changes, save_checkpoint, set_random_states
+from .checkpoint import before, load_run, random_states, refuse_changes, save_checkpoint, set_random_states, sitting
 from .config import learn_rate_at
-from .core import PRECISIONS, FakdError, atomic_write, read_arrays, to_batch
+from .core import PRECISIONS, FakdError, atomic_write, digest, to_batch
+from .files import read_arrays
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
 from .taps import Taps
 from .teacher import Teacher, Teachers
 
 # %% auto #0
-__all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'train_step', 'trainer_state', 'restore',
-           'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
+__all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'is_finite', 'train_step', 'remedy',
+           'trainer_state', 'restore', 'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -92,6 +93,7 @@ class Guard:
         every: int,            # steps between readings
     ):
         self.names, self.every = list(names), every
+        self.bad: int | None = None  # the step that was not finite
         self.pending: list[tuple[int, Tensor]] = []  # step and terms, not yet read
         self.recent: list[list[float]] = []  # read, since the last line of history
 
@@ -111,6 +113,7 @@ class Guard:
                 f"{name} is {value}" for name, value in zip(self.names, values, strict=True) if not math.isfinite(value)
             ]
             if bad:
+                self.bad = step
                 raise Diverged(f"step {step}: {', '.join(bad[1:] or bad)}")
             self.recent.append(values)
 
@@ -133,7 +136,8 @@ class Trainer:
         teacher: Teacher | Teachers | None = None,  # if the loss needs one
         taps: Sequence[int | str] = (),  # of the student, paired with the teacher's
         method: str = "distilled",       # its name in history and record
-        watchers: Sequence[Any] = (),    # with on_step(t), on_eval(t), on_end(t)
+        watchers: Sequence[Any] = (),    # with on_start(t), on_step(t), on_eval(t), on_end(t), on_diverged(t)
+        origin: Mapping[str, Any] | None = None,  # digests of what it comes from: a checkpoint keeps them
     ):
         self.device = torch.device(config.device)
         self.student = student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -141,13 +145,14 @@ class Trainer:
         self.patches, self.config, self.teacher, self.taps = patches, config, teacher, list(taps)
         if teacher is not None:
             teacher.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.method, self.watchers = method, list(watchers)
+        self.method, self.watchers, self.origin = method, list(watchers), dict(origin or {})
         self.optimiser = make_optimiser([self.student, self.loss], config.learn_rate or 0.0)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = AveragedModel(self.student, avg_fn=averaging(config.ema)) if config.ema else None
         self.guard = Guard(["loss", *self.loss.weights], every=20 if self.device.type == "cuda" else 1)
         self.step, self.time_s = 0, 0.0
         self.history: list[dict[str, Any]] = []
+        self.sittings: list[dict[str, Any]] = []  # see `sitting`
 
     @property
     def net(self) -> nn.Module:
@@ -156,31 +161,49 @@ class Trainer:
 
     def fit(self, steps: int | None = None) -> list[dict[str, Any]]:
         "Train up to step `steps` (default: the config's last); Ctrl-C and SIGTERM end it cleanly. Returns the history."
-        last = self.config.steps if steps is None else steps
         self.student.train()
-        with (
-            _catch_signals() as signals,
-            closing(prefetch(self.patches, self.config.batch_size, self.step, last)) as batches,
-        ):
-            started = time.monotonic()
-            for _, lr_imgs, hr_imgs in batches:
-                train_step(self, lr_imgs, hr_imgs)
-                self.time_s += time.monotonic() - started  # of training alone, not of looking
-                self.tell("on_step")
-                if signals:
-                    self.tell("on_end")
-                    raise Interrupted(
-                        f"{signals[0]} at step {self.step} of {self.method}: "
-                        "saved; start the same run again to continue."
-                    )
-                started = time.monotonic()
-        self.tell("on_end")
+        self.sittings.append(sitting(self.config, self.step))
+        self.tell("on_start")
+        try:
+            _steps(self, self.config.steps if steps is None else steps)
+            self.tell("on_end")
+        except Diverged:
+            self.tell("on_diverged")
+            raise
         return self.history
 
     def tell(self, event: str) -> None:
         "Call the watchers, in their order."
         for watcher in self.watchers:
             getattr(watcher, event, lambda t: None)(self)
+
+# %% ../nbs/60_trainer.ipynb #51c2f813
+def _steps(t: Trainer, last: int) -> None:
+    "Train up to step `last`; what the network holds then is finite."
+    with _catch_signals() as signals, closing(prefetch(t.patches, t.config.batch_size, t.step, last)) as batches:
+        started = time.monotonic()
+        for _, lr_imgs, hr_imgs in batches:
+            train_step(t, lr_imgs, hr_imgs)
+            t.time_s += time.monotonic() - started  # of training alone, not of looking
+            t.tell("on_step")
+            if signals:
+                t.tell("on_end")
+                raise Interrupted(
+                    f"{signals[0]} at step {t.step} of {t.method}: saved; start the same run again to continue."
+                )
+            started = time.monotonic()
+    t.guard.look()
+    if not is_finite(t.student, t.net):
+        t.guard.bad = t.step
+        raise Diverged(f"step {t.step}: weights are not finite after the last update")
+
+
+def is_finite(
+    *nets: nn.Module,  # whose parameters and buffers are looked at
+) -> bool:
+    "Whether networks hold finite numbers only."
+    tensors = (v for net in dict.fromkeys(nets) for v in net.state_dict().values())
+    return all(bool(v.isfinite().all()) for v in tensors if v.is_floating_point())
 
 # %% ../nbs/60_trainer.ipynb #f79f7d1d
 def train_step(
@@ -204,7 +227,7 @@ def train_step(
                 t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps, step=t.step * cfg.accumulate + i,
                 lr_imgs=lr_part, student=t.student, teacher=teacher, features=teacher and teacher.features,
             )
-        t.scaler.scale(total / cfg.accumulate).backward()  # the mean over the parts is the mean over the batch
+        t.scaler.scale(total / cfg.accumulate).backward()  # parts count alike
         seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
     t.guard.add(t.step, seen)
     if cfg.clip_norm:
@@ -222,6 +245,27 @@ def _to_device(imgs: Tensor, device: torch.device) -> Tensor:
     imgs = imgs.contiguous(memory_format=torch.channels_last)
     return imgs.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else imgs.to(device)
 
+# %% ../nbs/60_trainer.ipynb #4c66eca9
+def remedy(
+    t: Trainer,  # after `Diverged`
+) -> str:        # one sentence or two
+    "What to do about a loss that is not finite: only where the student itself ran away do smaller steps help."
+    cfg, step, half = t.config, t.guard.bad or 0, PRECISIONS[t.config.precision] != torch.float32
+    for lr_imgs, hr_imgs in zip(*(i.chunk(cfg.accumulate) for i in t.patches.batch(step, cfg.batch_size)), strict=True):
+        if not (lr_imgs.isfinite().all() and hr_imgs.isfinite().all()):
+            return "The training images of this step hold values that are not finite: no smaller step helps."
+        with torch.autocast(t.device.type, PRECISIONS[cfg.precision], enabled=half):
+            sr_imgs, maps = t.teacher.at(step)(_to_device(lr_imgs, t.device)) if t.teacher else (hr_imgs, [])
+        seen = [m for one in maps for m in ([one] if isinstance(one, Tensor) else one or [])]
+        if not all(bool(m.isfinite().all()) for m in (sr_imgs, *seen)):
+            return ("The teacher gives values that are not finite there: no smaller step helps. "
+                    f"Check its weights{', or try precision=fp32' if half else ''}.")
+    if step == 0:
+        return ("No update was made before, so no smaller step helps: check the weights that the student starts from "
+                f"and those of the loss's terms{', or try precision=fp32' if half else ''}.")
+    others = [*([] if cfg.clip_norm else ["clip_norm=1"]), *(["precision=fp32"] if half else [])]
+    return f"Try {' or '.join([f'a learn_rate below {cfg.learn_rate:g}', *others])}."
+
 # %% ../nbs/60_trainer.ipynb #8c05cd71
 def trainer_state(
     t: Trainer,       # between two steps
@@ -232,24 +276,36 @@ def trainer_state(
         "student": t.student.state_dict(), "adapters": t.loss.state_dict(), "optimiser": t.optimiser.state_dict(),
         "scaler": t.scaler.state_dict(), "average": t.average.state_dict() if t.average is not None else None,
         "random": random_states(), "seed": t.config.seed, "resolved": t.config.model_dump(),
+        "origin": t.origin, "sittings": t.sittings,
     }
 
 
 def restore(
-    t: Trainer,        # freshly made for the same settings
-    path: str | Path,  # a checkpoint
+    t: Trainer,              # freshly made for the same settings
+    path: str | Path,        # a checkpoint
+    diverged: bool = False,  # then the remedies may change, see `REMEDIES`
 ) -> None:
-    "Go on from a checkpoint; other settings are refused, with the difference shown."
-    state = load_checkpoint(path)
-    refuse_changes(state["resolved"], t.config)
-    t.student.load_state_dict(state["student"])
-    t.loss.load_state_dict(state["adapters"])
-    t.optimiser.load_state_dict(state["optimiser"])
-    t.scaler.load_state_dict(state["scaler"])
-    if t.average is not None:
-        t.average.load_state_dict(state["average"])
-    t.step, t.time_s, t.history, t.guard.recent = state["step"], state["time_s"], state["history"], state["recent"]
-    set_random_states(state["random"])
+    "Go on from a checkpoint; other settings, images, teachers or code are refused, with the difference shown."
+    state = load_run(path)
+    refuse_changes(state, t.config, t.origin, diverged)
+    try:
+        if state["method"] != t.method or not 0 <= state["step"] <= t.config.steps:
+            raise ValueError(f"it is of {state['method']} at step {state['step']}")
+        t.student.load_state_dict(state["student"])
+        t.loss.load_state_dict(state["adapters"])
+        t.optimiser.load_state_dict(state["optimiser"])
+        if state["scaler"] or not diverged:  # a remedy may have changed the precision
+            t.scaler.load_state_dict(state["scaler"])
+        if t.average is not None:
+            t.average.load_state_dict(state["average"])
+        t.step, t.time_s, t.history, t.guard.recent = state["step"], state["time_s"], state["history"], state["recent"]
+        t.sittings = state["sittings"]
+        set_random_states(state["random"])
+        if any(m[name].shape != p.shape for p, m in t.optimiser.state.items() for name in ("exp_avg", "exp_avg_sq")):
+            raise ValueError("the optimiser's memory is of another network")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as fault:
+        what = f"it lacks {fault}" if isinstance(fault, KeyError) else str(fault).splitlines()[0]
+        raise FakdError(f"{path}: this checkpoint does not fit this run ({what}).") from None
 
 # %% ../nbs/60_trainer.ipynb #5dee32b4
 class History:
@@ -275,15 +331,22 @@ class History:
         if is_eval:
             t.tell("on_eval")
 
-
+# %% ../nbs/60_trainer.ipynb #eca3bcf8
 class Saver:
-    "Saves every `checkpoint_min` minutes and at the end, unless a weight is not finite: then the last good one stays."
+    "Saves at the start, every `checkpoint_min` minutes and at the end; what it keeps is finite, and its next step too."
 
     def __init__(
         self,
         path: Path,  # the checkpoint
     ):
         self.path, self.saved = path, time.monotonic()
+        self.kept: int | None = None  # step of the checkpoint
+
+    def on_start(self, t: Trainer) -> None:
+        if t.step:  # it was read from the checkpoint
+            self.kept = t.step
+        else:
+            self.on_end(t)
 
     def on_step(self, t: Trainer) -> None:
         if time.monotonic() - self.saved >= 60 * t.config.checkpoint_min:
@@ -291,9 +354,18 @@ class Saver:
 
     def on_end(self, t: Trainer) -> None:
         t.guard.look()
-        if all(p.isfinite().all() for p in t.student.parameters()):
+        if t.step != self.kept and is_finite(t.student, t.net):
             save_checkpoint(self.path, trainer_state(t))
+            self.kept = t.step
         self.saved = time.monotonic()
+
+    def on_diverged(self, t: Trainer) -> None:
+        if self.kept == t.guard.bad:  # finite, but its next step is not
+            if before(self.path).exists():
+                before(self.path).replace(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+        before(self.path).unlink(missing_ok=True)
 
 # %% ../nbs/60_trainer.ipynb #05d82e9e
 class Progress:
@@ -376,7 +448,7 @@ def moments(
     series = [m * 10**e for e in range(len(str(steps))) for m in (1, 2, 5)]
     return [*(s for s in series if s < steps), steps]
 
-
+# %% ../nbs/60_trainer.ipynb #712cdc3e
 class Snapshots:
     "Keeps, at some moments, how far the student's affinity of one image is from the teacher's, and one row of it."
 
@@ -392,7 +464,7 @@ class Snapshots:
         self.lr_imgs = to_batch([lr_img])
         looks = [self._maps(net, [pair[i] for pair in taps]) for i, net in enumerate(teachers, 1)]
         self.teachers = list(zip(*looks, strict=True))  # a tap: the maps of each
-        self.seen: list[tuple[int, list[float], list[np.ndarray]]] | None = None  # step, distances, rows
+        self.seen: list[tuple[int, list[float], list[np.ndarray]]] = []  # step, distances, rows
         self.compared: list[int] = []  # a tap: over how many rows the distance is taken
 
     def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -406,21 +478,19 @@ class Snapshots:
     def _row(self, *maps: Tensor) -> np.ndarray:
         return mean_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()
 
-    def _earlier(self, step: int) -> list[tuple[int, list[float], list[np.ndarray]]]:
+    def on_start(self, t: Trainer) -> None:
         "What the sitting before this one kept, up to the step from which it goes on."
-        if not self.path.is_file():
-            return []
-        kept = read_arrays(self.path)
-        try:
+        if t.step and self.path.is_file():
+            kept = read_arrays(self.path, "file of snapshots")
+            seal = kept.pop("sha256", None)
+            if seal is None or str(seal) != digest(kept):
+                raise FakdError(f"{self.path}: damaged, its checksum does not hold. Without this file the run can go "
+                                "on; what was seen before is lost then.")
             rows = zip(*(kept[f"rows/{i}"] for i in range(len(self.taps))), strict=True)
-            lines = list(zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True))
-        except (KeyError, ValueError) as fault:
-            raise FakdError(f"{self.path}: not what this run kept ({fault}); delete the file to go on.") from None
-        return [line for line in lines if line[0] < step]
+            lines = zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True)
+            self.seen = [line for line in lines if line[0] <= t.step]
 
     def on_step(self, t: Trainer) -> None:
-        if self.seen is None:
-            self.seen = self._earlier(t.step) if t.step > 1 else []
         if t.step in moments(t.config.steps):
             pairs = list(zip(self._maps(t.net, [s for s, *_ in self.taps]), self.teachers, strict=True))
             far = [_distance(s, [w.to(s.device) for w in wanted]) for s, wanted in pairs]
@@ -429,13 +499,14 @@ class Snapshots:
             self._save()
 
     def _save(self) -> None:
-        steps, distances, rows = zip(*self.seen or [], strict=True)
+        steps, distances, rows = zip(*self.seen, strict=True)
         arrays: dict[str, Any] = {f"rows/{i}": np.stack(r) for i, r in enumerate(zip(*rows, strict=True))}
         arrays |= {f"teacher/{i}": self._row(*maps) for i, maps in enumerate(self.teachers)}
         arrays |= {"taps": np.array([f"{' + '.join(t)}={s}" for s, *t in self.taps]), "query": np.array(self.query),
-                   "size": np.array(self.lr_imgs.shape[2:]), "compared": np.array(self.compared)}
+                   "size": np.array(self.lr_imgs.shape[2:]), "compared": np.array(self.compared),
+                   "steps": np.array(steps), "distances": np.array(distances)}
         with atomic_write(self.path) as temporary:
-            np.savez_compressed(temporary, steps=np.array(steps), distances=np.array(distances), **arrays)
+            np.savez_compressed(temporary, sha256=np.array(digest(arrays)), **arrays)
 
 
 def _distance(maps: Tensor, wanted: Sequence[Tensor]) -> tuple[float, int]:

@@ -6,32 +6,38 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .blocks import SCALES
 from .core import FakdError, Spec, atomic_write, digest, parse_spec
-from .nets import NETS, make_net, net_spec
+from .files import parse_json, read_tensors
+from .nets import NETS, count_weights, make_net, net_spec, parse_net
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'read_state', 'guess_net', 'MisfitError', 'fit_state', 'load_weights', 'load_net', 'save_weights',
            'net_digest']
 
 # %% ../nbs/36_weights.ipynb #0e6d6583
-WRAPPERS = ("params_ema", "params", "state_dict", "model")  # the first that is there is opened
+# the first that is there is opened
+WRAPPERS = (
+    "params_ema", "params-ema", "model_ema", "state_dict_ema", "ema", "params", "state_dict", "model_state_dict",
+    "generator", "net_g", "netG", "net", "model", "module",
+)  # fmt: skip
 
 
 def _unwrap(state: Any) -> tuple[Any, dict[str, str]]:
     "The innermost mapping, and notes on what was opened and what was passed over."
     notes: dict[str, str] = {}
-    while isinstance(state, Mapping):
+    for _ in range(len(WRAPPERS)):  # nobody nests deeper, and a file may hold itself
+        if not isinstance(state, Mapping):
+            break
         found = [w for w in WRAPPERS if isinstance(state.get(w), Mapping)]
         if not found:
             break
@@ -39,39 +45,34 @@ def _unwrap(state: Any) -> tuple[Any, dict[str, str]]:
         state = state[found[0]]
     return state, notes
 
+
+def _bare(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    "Without what `torch.compile`, `AveragedModel` and `DataParallel` add to a network's names."
+    names = {key: str(key).replace("_orig_mod.", "") for key in state}
+    averaged = {key: name for key, name in names.items() if name != "n_averaged"}
+    if averaged and all(name.startswith("module.") for name in averaged.values()):
+        names = averaged
+    while all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.").replace("_orig_mod.", "") for key, name in names.items()}
+    if len(set(names.values())) < len(names):  # two names would become one
+        return {str(key): value for key, value in state.items()}
+    return {name: state[key] for key, name in names.items()}
+
 # %% ../nbs/36_weights.ipynb #0ef4328f
 def read_state(
     path: str | Path,                           # .safetensors, or .pt/.pth/.ckpt in the old or the zip format
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # names to tensors on the CPU, and the file's metadata
     "Read the tensors of a weights file; nothing in the file is executed."
-    path = Path(path)
-    if not path.is_file():
-        raise FakdError(f"{path}: no such weights file.")
-    metadata: dict[str, str] = {}
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                state: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-                metadata = dict(file.metadata() or {})
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as fault:
-        why = str(fault).strip().split("\n")[0].split(". ")[0] or type(fault).__name__  # the rest is advice to trust it
-        raise FakdError(f"{path}: not a readable weights file, or one that would run code ({why}).") from None
+    state, metadata = read_tensors(path)
     state, notes = _unwrap(state)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FakdError(f"{path}: holds no state dict (names to tensors).")
-    names = {key: str(key) for key in state}
-    while all(name.startswith("module.") for name in names.values()):
-        names = {key: name.removeprefix("module.") for key, name in names.items()}
-    return {names[key]: value for key, value in state.items()}, {**metadata, **notes}
-
-
-# what the readers raise for files that are damaged, of another kind, or hostile
-_UNREADABLE = (
-    SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError,
-    KeyError, IndexError, AttributeError, TypeError, AssertionError, OverflowError, MemoryError,
-)  # fmt: skip
+    state = _bare(state)
+    endless = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if endless:
+        more = f" and {len(endless) - 1} more" if endless[1:] else ""
+        raise FakdError(f"{path}: {endless[0]}{more} holds values that are not finite (NaN or infinite).")
+    return state, {**metadata, **notes}
 
 # %% ../nbs/36_weights.ipynb #a4910044
 def guess_net(
@@ -86,11 +87,25 @@ def guess_net(
             return name, sizes.pop("scale"), sizes
         except KeyError as fault:
             lacking.append(f"{name} needs {fault.args[0]}")
-        except (ZeroDivisionError, IndexError):  # an empty or flat tensor where a kernel should be
+        except (ZeroDivisionError, IndexError, ValueError):  # an empty or flat tensor where a kernel should be
             lacking.append(f"{name} needs other shapes")
     raise FakdError(
         f"no network of {', '.join(NETS)} has these names ({', '.join(list(state)[:4])}, ...): {'; '.join(lacking)}."
     )
+
+def _recognised(
+    state: dict[str, Tensor],  # names as in the file
+) -> dict[str, Tensor]:        # the same, or the part of them under one prefix that is a network of fakd
+    "Without a prefix such as `model.` or `generator.`, where only then the names are those of a known network."
+    prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in state)
+    parts = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
+    for part in [state, *parts]:
+        try:
+            guess_net(part)
+            return part
+        except FakdError:
+            continue
+    return state
 
 # %% ../nbs/36_weights.ipynb #00e1ce3d
 class MisfitError(FakdError):
@@ -109,6 +124,7 @@ class MisfitError(FakdError):
 # %% ../nbs/36_weights.ipynb #89a9c929
 # a constant of the family: BasicSR's files have none of these names, and mean the constant
 _MEANS = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def fit_state(
@@ -128,9 +144,9 @@ def fit_state(
         ours |= {k: expected[k] for k in _MEANS if k in expected}
     missing = [k for k in expected if k not in ours]
     wrong = [
-        f"{k} is {tuple(ours[k].shape)}, needs {tuple(v.shape)}"
+        f"{k} is {tuple(ours[k].shape)} of {str(ours[k].dtype)[6:]}, needs {tuple(v.shape)} of floats"
         for k, v in expected.items()
-        if k in ours and ours[k].shape != v.shape
+        if k in ours and (ours[k].shape != v.shape or ours[k].dtype not in _FLOATS)
     ]
     if missing or unexpected or wrong:
         lists = {"missing": missing, "unexpected": unexpected, "wrongly shaped": wrong}
@@ -171,9 +187,10 @@ def _assumed(
         value = net.sizes[size]  # type: ignore[index]
         if guessed and size not in given:
             yield f"{size}={value}: no weights file tells it; the lineage's habit for this width"
-    for line in json.loads(metadata.get("assumptions", "[]")):
+    lines = parse_json(metadata.get("assumptions", "[]"), "assumptions", "note of a weights file")
+    for line in map(str, lines if isinstance(lines, list) else [lines]):
         if line.partition("=")[0] not in given:
-            yield str(line)
+            yield line
 
 
 def _note(net: nn.Module, lines: list[str], source: str) -> nn.Module:
@@ -188,8 +205,18 @@ def _told(metadata: Mapping[str, str]) -> tuple[str, int, dict[str, Any]] | None
     "Network, scale and sizes as `save_weights` noted them, if it wrote the file."
     if metadata.get("format") != "fakd" or not {"spec", "scale"} <= metadata.keys():
         return None
-    term = parse_spec(metadata["spec"])[0]
-    return term.name, int(metadata["scale"]), term.options
+    term, scale = parse_spec(metadata["spec"])[0], {str(s): s for s in SCALES}.get(metadata["scale"])
+    if scale is None:
+        raise FakdError(f'scale "{metadata["scale"][:20]}": choose {", ".join(map(str, SCALES))}.')
+    return term.name, scale, term.options
+
+
+def _check_size(spec: str, scale: int, state: Mapping[str, Tensor]) -> None:
+    "Refuse to build a network far larger than the file that is to fill it: what a file notes is not what it holds."
+    name, sizes = parse_net(spec)
+    need, held = count_weights(name, scale, **sizes)[0], sum(x.numel() for x in state.values())
+    if need > 4 * held + 10_000:
+        raise FakdError(f"{spec} x{scale} has {need:,} weights, the file holds {held:,}.")
 
 # %% ../nbs/36_weights.ipynb #a368b5f5
 def load_weights(
@@ -198,7 +225,7 @@ def load_weights(
 ) -> nn.Module:        # the same network, filled
     "Fill a network from a file; strict."
     state, metadata = read_state(path)
-    fitted = fit_state(net, state, str(path))
+    fitted = fit_state(net, _recognised(state), str(path))
     _, _, sizes = _told(metadata) or ("", 0, {})
     for size in getattr(net, "ASSUMED", ()):  # tensors of any res_scale fit; the note in the file must fit too
         if sizes.get(size, net.sizes[size]) != net.sizes[size]:  # type: ignore[index]
@@ -213,10 +240,13 @@ def load_net(
 ) -> nn.Module:        # on the CPU, fp32, eval mode, with a list `assumptions`
     "A ready network from a file alone: sizes as given, else from fakd's metadata, else from the shapes."
     state, metadata = read_state(path)
-    known = _told(metadata)
     try:
+        known = _told(metadata)
+        state = state if known else _recognised(state)
         name, scale, found = known or guess_net(state)
-        net = make_net(str(Spec(name, 1.0, {**found, **sizes})), scale)
+        spec = str(Spec(name, 1.0, {**found, **sizes}))
+        _check_size(spec, scale, state)
+        net = make_net(spec, scale)
     except FakdError as fault:
         raise FakdError(f"{path}: {fault}") from None
     net.load_state_dict({k: v.float() for k, v in fit_state(net, state, str(path)).items()})

@@ -14,9 +14,10 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 from torch import nn
 
-import fakd.cli
-from fakd.cli import Picture, find_jobs, main, read_picture, upscale_files, write_picture
-from fakd.core import FakdError, read_image, write_image
+import fakd
+from fakd.cli import find_jobs, main, upscale_files
+from fakd.core import FakdError, write_image
+from fakd.images import Picture, read_image, read_picture, write_picture
 from fakd.nets import make_net
 from fakd.weights import save_weights
 
@@ -89,7 +90,7 @@ def test_a_write_that_fails_leaves_nothing(album, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fakd.cli, "_save_png16", full)
+    monkeypatch.setattr("fakd.images._save_png16", full)
     tally = upscale_files(nn.Upsample(scale_factor=2), find_jobs(["album/deep3.png"], "out"), progress=False)
     assert "No space left" in tally.failed[Path("album/deep3.png")] and list(Path("out").iterdir()) == []
 

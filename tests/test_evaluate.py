@@ -12,10 +12,11 @@ from torch import nn
 
 from fakd.benchmarks import image_set
 from fakd.config import EvaluateConfig
-from fakd.core import FakdError, code_digest, read_image, write_image
+from fakd.core import FakdError, code_digest, write_image
 from fakd.degrade import imresize
 from fakd.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
 from fakd.evaluate_report import evaluation_finding
+from fakd.images import read_image
 from fakd.metrics import luma_pair, luma_scores, psnr_y
 from fakd.nets import make_net
 from fakd.record import Row, summarise

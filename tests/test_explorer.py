@@ -231,14 +231,14 @@ def test_hostile_snapshots_are_refused_in_words(runs: tuple[Run, Run], tmp_path:
 
     for junk in (b"", b"PK\x03\x04", content[:-40], content[:200] + b"\0" * 50 + content[250:], b"<html></html>"):
         path.write_bytes(junk)
-        refused("npz")
+        refused("not a readable")
     for key in good:
         if key in ("teacher/0", "plain/0", "distilled/0") and name == "affinity":
             continue  # a method that was not kept
         np.savez(path, **{k: v for k, v in good.items() if k != key})
-        refused("missing|not|differ|empty")
+        refused("has no array")
         np.savez(path, **{**good, key: np.array([{}], dtype=object)})
-        refused("neither numbers nor text")
+        refused("not a readable")
         np.savez(path, **{**good, key: np.zeros((0, 3))})
         refused()
     rows = next(key for key in good if key.endswith("/0"))
@@ -246,13 +246,13 @@ def test_hostile_snapshots_are_refused_in_words(runs: tuple[Run, Run], tmp_path:
     refused("not finite")
     query = "queries" if name == "affinity" else "query"
     np.savez(path, **{**good, query: good[query] + 10_000})
-    refused("outside")
+    refused("quer")
     with zipfile.ZipFile(path, "w") as archive:  # an array that says it has 16 TB
         file = io.BytesIO()
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**41,)})
         archive.writestr("taps.npy", file.getvalue())
-    refused("is not what the file holds")
-    assert "is not what the file holds" in save_explorer(run)  # the end of a run survives it
+    refused("declares")
+    assert "declares" in save_explorer(run)  # the end of a run survives it
 
 
 def test_names_that_collide_stay_apart(tmp_path: Path) -> None:

@@ -223,8 +223,12 @@ def test_weights_are_honoured():
 def test_every_term_of_the_table_trains_the_student(name):
     "Also those that want equal channels, adapters, random draws or further looks at the networks."
     kds = ready(Collecting(small(seed=2)), Collecting(small(seed=1)), **({"SA": False} | {name: True}))
-    lr, hr = (torch.nn.functional.interpolate(imgs, (side, side)) for imgs, side in zip(batch(), (16, 32), strict=True))
+    two = [torch.nn.functional.interpolate(i, (side, side)) for i, side in zip(batch(), (16, 32), strict=True)]
+    lr, hr = (torch.cat([imgs, imgs.flip(3)]) for imgs in two)  # RKD needs three images
     before = weights(kds.student_model)
+    if name == "RKD":
+        with pytest.raises(FakdError, match="RKD: it relates images and needs at least 3 at a time, got 2"):
+            kds.train(*two)
     kds.train(lr, hr)
     assert list(kds.terms) == ["DS", "TS", name]
     assert all(torch.isfinite(term) for term in kds.terms.values())

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from fakd.affinity import pairs_l1, spatial_affinity, unit_maps
+from fakd.config import DistillConfig
 from fakd.core import FakdError, torch_rng
 from fakd.degrade import imresize
-from fakd.losses import KINDS, LOSSES, DistillLoss, check_spec, loss_memory, loss_table, measure_losses
+from fakd.losses import KINDS, LOSSES, DistillLoss, check_spec, loss_memory, loss_table, measure_losses, refuse_idle
 from fakd.losses_affinity import RBF
 from fakd.losses_feature import MGD
 from fakd.losses_image import VGG19, bicubic, features_of, vgg_features
 from fakd.taps import Taps
+from fakd.train import prepare
 from fakd.trainer import make_optimiser
 from fakd.upcycle import Upcycle
 
@@ -510,3 +512,94 @@ def test_faults_of_a_spec_are_named_before_anything_runs(spec, fault):
 def test_the_options_of_the_issue_are_understood():
     loss = DistillLoss("5*PSA(k=2,pool=avg)+0.5*TS", *({"a": (4, 5, 5)} for _ in WHO))
     assert (loss.terms["PSA"].k, loss.terms["PSA"].pool, loss.weights) == (2, "avg", {"PSA": 5.0, "TS": 0.5})
+
+
+# Terms that would do nothing
+
+
+def gradient(name, images, positions, channels):
+    "How far a student's map of a size moves a term on maps: its gradient, relative to its value."
+    rng = torch_rng(0, "few")
+    student, teacher = ([torch.rand((images, channels, 1, positions), generator=rng, dtype=torch.float64) + 0.1]
+                        for _ in WHO)
+    value = LOSSES[name].cls()(student := [student[0].requires_grad_()], teacher)
+    (grad,) = torch.autograd.grad(value, student)
+    return grad.norm().item()
+
+
+COUNTED = [(name, thing) for name in MAPS for thing, least in LOSSES[name].cls.least.items() if least > 1]
+
+
+@pytest.mark.parametrize("name, thing", COUNTED)
+def test_a_term_is_constant_below_what_it_declares_and_not_from_there_on(name, thing):
+    enough = {"images": 4, "positions": 6, "channels": 3}
+    least = LOSSES[name].cls.least[thing]
+    assert gradient(name, **enough | {thing: least - 1}) < 2e-5
+    assert gradient(name, **enough | {thing: least}) > (1e-7 if name == "RBF" else 1e-4)
+
+
+def test_terms_on_images_are_known_to_need_two_or_three():
+    assert {name: LOSSES[name].cls.least["images"] for name in MAPS if LOSSES[name].cls.least["images"] > 1} == {
+        "IA": 2, "SP": 2, "PKT": 2, "RKD": 3}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_term_passes_its_trial_at_ordinary_sizes(name):
+    shapes = {str(i): (6, 16, 16) for i in range(2)}
+    refuse_idle(DistillLoss(f"{name}+DS" if name != "DS" else name, shapes, shapes), images=3, lr_px=16, scale=2)
+
+
+SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", "benchmarks": "sample-eval",
+         "data": "sample", "device": "cpu", "precision": "fp32", "steps": 2, "batch_size": 4, "patch_px": 8}
+
+
+IDLE = [  # loss, images at a time, what is said of it with patches of 8 LR pixels at scale 4
+    ("DS+RKD", 2, "RKD: it relates images and needs at least 3 at a time, got 2. Use 3 or more (batch_size divided by"),
+    ("DS+RKD(distance=0.0)", 1, "at least 3 at a time, got 1"),
+    ("DS+IA", 1, "IA: it relates images and needs at least 2 at a time, got 1"),
+    ("DS+SP", 1, "SP: it relates images and needs at least 2 at a time, got 1"),
+    ("DS+PKT", 1, "PKT: it relates images and needs at least 2 at a time, got 1"),
+    ("DS+PSA(k=8)", 4, "PSA: it needs at least 2 positions, and maps of 8x8 pooled by 8x8 have 1. Use k=7 or less"),
+    ("DS+MMD(k=9)", 4, "MMD: it needs at least 2 positions"),
+    ("DS+RBF(k=16,pool=avg)", 4, "RBF: it needs at least 2 positions"),
+    ("DS+RBF(gamma=200)", 4, "RBF(gamma=200): it would teach nothing: on random images of the run's sizes its value"),
+    ("DS+1e-50*TS", 4, "1e-50*TS: it would teach nothing"),
+    ("DS+MGD(mask=0.9999999)", 4, "MGD(mask=0.9999999): it would teach nothing"),
+    ("DS+TS+ZoomOut", 4, "shrink to 2x2 at scale 4; at least 4x4 are needed. Use patch_px=16"),
+    ("DS+CSD(negatives=3)", 2, "negatives 3: a batch of 2 has no more than that"),
+]
+
+
+@pytest.mark.parametrize("spec, images, message", IDLE)
+def test_terms_that_would_do_nothing_are_refused(spec, images, message):
+    shapes = {str(i): (6, 8, 8) for i in range(3)}
+    with pytest.raises(FakdError) as found:
+        refuse_idle(DistillLoss(spec, shapes, shapes), images, lr_px=8, scale=4)
+    assert message in str(found.value)
+
+
+def test_a_loss_called_directly_refuses_them_too():
+    shapes, one = {"a": (6, 8, 8)}, torch.zeros(1)
+    for name, images in (("RKD", 2), ("IA", 1), ("SP", 1), ("PKT", 1)):
+        maps = [torch.rand(images, 6, 8, 8)]
+        with pytest.raises(FakdError, match=f"loss {name}: it relates images"):
+            DistillLoss(f"DS+{name}", shapes, shapes)(one, one, None, maps, maps)
+        with pytest.raises(FakdError, match=f"loss {name}: it relates images"):  # with two teachers
+            DistillLoss(f"DS+{name}", shapes, [shapes, shapes])(one, one, None, maps, [maps, None])
+
+
+@pytest.mark.parametrize(
+    "loss, more, message",
+    [
+        ("DS+RKD", {"accumulate": 2}, "at least 3 at a time, got 2. Use 3 or more (batch_size divided by accumulate)"),
+        ("DS+PSA(k=8)", {}, "maps of 8x8 pooled by 8x8 have 1"),
+        ("DS+SA", {"taps": ["sub_mean=1"]}, "sub_mean of the student: nothing before them is trained"),
+        ("DS+TS+ZoomOut", {"scale": 8, "patch_px": None},  # the mini preset's own patch
+         "LR patches of 24x24 pixels shrink to 3x3 at scale 8; at least 4x4 are needed. Use patch_px=32 or more"),
+    ],
+)
+def test_a_run_refuses_them_before_it_has_a_folder(loss, more, message, tmp_path):
+    with pytest.raises(FakdError) as found:
+        prepare(DistillConfig(**SMALL | more, loss=loss, out_dir=str(tmp_path)))
+    assert message in str(found.value)
+    assert not list(tmp_path.iterdir())

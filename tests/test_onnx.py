@@ -51,6 +51,16 @@ def test_batch_height_and_width_are_free(exported, shape):
     net.train()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_gives_no_numbers_is_not_exported(value, tmp_path):
+    net = make_net("rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)", 2)
+    with torch.no_grad():
+        net.head[0].weight[0, 0, 0, 0] = value
+    with pytest.raises(FakdError, match=r"was not written: PyTorch's output .* not finite"):
+        export_onnx(net, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_upscale_runs_on_the_file(exported):
     net, path, _ = exported
     img = np.random.default_rng(0).integers(256, size=(80, 60, 4), dtype=np.uint8)

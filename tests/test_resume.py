@@ -26,7 +26,7 @@ def small(tmp_path_factory):
     save_weights(make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", 2, seed=5), teacher)
     return {"scale": 2, "data": "sample", "benchmarks": "sample-eval", "steps": 40, "batch_size": 2, "patch_px": 8,
             "precision": "fp32", "device": "cpu", "student": NARROW, "teacher": str(teacher), "ema": 0.9,
-            "checkpoint_min": 0.0}
+            "checkpoint_min": 0.0, "equal_time": False}
 
 
 def start(parameters, out_dir):

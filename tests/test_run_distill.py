@@ -44,12 +44,12 @@ def test_run_distill_leaves_a_valid_record_and_a_report(small):
     (folder,) = small["out_dir"].iterdir()
     record = json.loads((folder / "record.json").read_text())
     jsonschema.validate(record, json.loads(static("record.schema.json")))
-    assert sorted(record["summary"]) == ["bicubic", "distilled", "plain", "teacher"]
+    assert sorted(record["summary"]) == ["bicubic", "distilled", "plain", "plain_equal_time", "teacher"]
     images = {row["image"] for row in record["rows"]}
     assert images == {row["image"] for row in record["rows"] if row["method"] == "distilled"}
     for artefact in record["artefacts"]:
         assert (folder / artefact["path"]).stat().st_size == artefact["bytes"]
-    weights = ["weights/plain.safetensors", "weights/distilled.safetensors"]
+    weights = [f"weights/{method}.safetensors" for method in ("plain", "distilled", "plain_equal_time")]
     snapshots = ["snapshots/affinity.npz", "snapshots/progress-plain.npz", "snapshots/progress-distilled.npz"]
     for name in ["report.html", "explorer.html", "history.csv", "notebook.ipynb", *weights, *snapshots]:
         assert (folder / name).is_file(), name

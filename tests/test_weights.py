@@ -130,6 +130,18 @@ WRAPPINGS = {
     "model": lambda state: {"model": state, "step": torch.tensor(5)},
     "parallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
     "twice": lambda state: {"model": {"state_dict": {f"module.module.{k}": v for k, v in state.items()}}},
+    "compiled": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+    "compiled parallel": lambda state: {"net": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+    "parallel compiled": lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+    "a part compiled": lambda state: {k.replace("body.0.", "body.0._orig_mod."): v for k, v in state.items()},
+    "tutorial": lambda state: {"epoch": 1, "loss": 0.5, "model_state_dict": state},
+    "averaged": lambda state: {"n_averaged": torch.tensor(9)} | {f"module.{k}": v for k, v in state.items()},
+    "averaged, compiled": lambda state: {"n_averaged": torch.tensor(9)}
+    | {f"module._orig_mod.{k}": v for k, v in state.items()},
+    "hyphen": lambda state: {"params-ema": state},
+    "other order": lambda state: {"generator": {"state_dict": {"model": state}}, "discriminator": {}},
+    "lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}
+                                | {"loss_fn.vgg.weight": torch.zeros(2)}, "pytorch-lightning_version": "2.5"},
 }
 
 
@@ -370,6 +382,37 @@ def test_what_holds_no_tensors_is_named(tmp_path):
         torch.save(odd, path)
         with pytest.raises(FakdError, match="has these names"):
             load_net(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_do_not_load(value, tmp_path):
+    state = small("rcan").state_dict()
+    state["body.1.body.0.body.2.bias"][3] = value
+    torch.save({"params": state}, tmp_path / "x.pth")
+    save_file(state, tmp_path / "x.safetensors")
+    for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
+        for read in (read_state, load_net, lambda p: load_weights(small("rcan"), p)):
+            with pytest.raises(FakdError, match=r"body\.1\.body\.0\.body\.2\.bias holds values that are not finite"):
+                read(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content, called", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "a Git LFS pointer"),
+    (b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", "a web page"),
+    (b"<HTML>quota exceeded</HTML>", "a web page"),
+])
+def test_what_a_failed_download_leaves_is_called_what_it_is(content, called, suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(FakdError, match=called):
+        load_net(path)
+
+
+def test_a_whole_pickled_module_is_refused_with_what_to_do(tmp_path):
+    torch.save(small("rcan"), tmp_path / "whole.pth")
+    with pytest.raises(FakdError, match=r"would run code .* it holds .*save its state_dict\(\) instead"):
+        load_net(tmp_path / "whole.pth")
 
 
 # Saving
