@@ -67,7 +67,7 @@ def pixel_row(
     y, x = (int((v + 0.5) * n / side) for v, n, side in zip(pixel, maps.shape[2:], size, strict=True))
     return affinity_row(maps, y, x)
 
-
+# %% ../nbs/42_affinity.ipynb #90e64be3
 def mean_row(
     several: Sequence[Tensor],  # feature maps of an image in one or more networks, each (b, c, h, w)
     pixel: Sequence[int],       # y and x in the image

@@ -211,7 +211,7 @@ def overlay_view(
         bar.axhline(level, color="white", lw=0.7)
     return fig
 
-
+# %% ../nbs/72_affinity_views.ipynb #1dcfbc4a
 def _in_map(query: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     "Where the centre of an image's pixel lies in a map of another size: y, x in the map's pixels."
     return (np.asarray(query) + 0.5) / size * np.asarray(shape) - 0.5

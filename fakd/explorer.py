@@ -124,7 +124,7 @@ class Exhibit:
                 "scales": {tap: tap_scale(self.features, i, self.teacher) for i, tap in enumerate(self.features.taps)},
                 "colours": {name: _hex(name) for name in COLOURS} | {"difference": _hex(DIFFERENCE_COLOURS)}}
 
-
+# %% ../nbs/74_explorer.ipynb #dd52ec17
 TOPS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2]  # ends of colour scales to choose from
 
 
@@ -146,7 +146,7 @@ def tap_scale(
     below = min(float(row.min()) for row in rows.values()) < -0.05
     return [below, next((top for top in TOPS if most <= top), TOPS[-1])]
 
-
+# %% ../nbs/74_explorer.ipynb #830f43a2
 COLOURS = ("viridis", "cividis", "magma", "gray")  # equal steps look equal, with any colour vision
 
 
@@ -282,25 +282,28 @@ def still_picture(
 
 
 class Still:
-    "A picture in a cell's output that is renewed when what it shows has been at rest for a while."
+    "A picture above a view in a cell's output, renewed when what the view shows has been at rest for a while."
 
     def __init__(
         self,
+        view: ExplorerState,
         draw: Callable[[], bytes],  # a PNG file
         rest: float = 1.0,          # seconds
     ):
-        self.draw, self.rest = draw, rest
-        self.handle: DisplayHandle | None = None
+        self.view, self.draw, self.rest = view, draw, rest
+        self.handle = DisplayHandle()
         self.waiting: asyncio.TimerHandle | None = None
+        view.observe(self.renew, list(view.class_traits(public=True)))
 
     def _bundle(self) -> dict[str, Any]:
         return {"image/png": base64.b64encode(self.draw()).decode(), "text/plain": "A picture of the explorer."}
 
     def show(self) -> None:
-        "Put it here; the one that was shown before stays as it is."
+        "Put both here."
         about = {"image/png": {"alt": "The affinity explorer: an image, and the affinity maps of each network"}}
-        self.handle = DisplayHandle()
         self.handle.display(self._bundle(), metadata=about, raw=True)
+        data, about = self.view._repr_mimebundle_() or ({}, {})
+        display({**data, "text/plain": "The explorer itself needs a kernel: run this cell."}, metadata=about, raw=True)
 
     def renew(
         self,
@@ -313,11 +316,7 @@ class Still:
             return
         if self.waiting:
             self.waiting.cancel()
-        self.waiting = loop.call_later(self.rest, self._now) if self.handle else None
-
-    def _now(self) -> None:
-        if self.handle:
-            self.handle.update(self._bundle(), raw=True)
+        self.waiting = loop.call_later(self.rest, lambda: self.handle.update(self._bundle(), raw=True))
 
 # %% ../nbs/74_explorer.ipynb #668477a3
 class Explorer(ExplorerState):
@@ -338,13 +337,9 @@ class Explorer(ExplorerState):
         super().__init__(_info=shown.info(live=True), query=start, tap=tap, status=status,
                          _data={"tap": tap, "nets": shown.unit_bytes(tap)})
         self.on_msg(_receive)
-        self._still = Still(lambda: still_picture(self.exhibit, self.tap, [self.query, self.query2]))
-        self.observe(self._still.renew, list(self.class_traits(public=True)))
 
     def _ipython_display_(self) -> None:
-        self._still.show()
-        data, about = self._repr_mimebundle_() or ({}, {})
-        display({**data, "text/plain": "The explorer itself needs a kernel: run this cell."}, metadata=about, raw=True)
+        Still(self, lambda: still_picture(self.exhibit, self.tap, [self.query, self.query2])).show()
 
     @traitlets.observe("tap", "step", "query")
     def _follow(self, change: Any) -> None:
@@ -457,7 +452,7 @@ def run_nets(
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, " ".join(notes)
 
-
+# %% ../nbs/74_explorer.ipynb #c301b130
 OWN_MODULE = "it is a module of your own, which its weights alone do not make again; give it to fakd.explorer.explore"
 
 

@@ -517,7 +517,7 @@ class Snapshots:
         with atomic_write(self.path) as temporary:
             np.savez_compressed(temporary, sha256=np.array(digest(arrays)), **arrays)
 
-
+# %% ../nbs/60_trainer.ipynb #600e93d8
 def _distance(maps: Tensor, wanted: Sequence[Tensor]) -> tuple[float, int]:
     "Between affinities of one size, and the rows it is taken over; NaN where the sizes differ."
     alike = all(w.shape[2:] == maps.shape[2:] for w in wanted)
