@@ -560,28 +560,33 @@ def progress_of(
 def progress_view(
     run: Run,              # a run that kept snapshots; without, it is said why there is nothing to see
     theme: str = "light",
-) -> Figures:              # one a tap, narrow enough for a phone
-    "The distance of the students' affinity to the teacher's against the step."
+) -> Figures:
+    "The distance of the students' affinity to the teacher's against the step, a panel a tap."
     progress = read_progress(run)
     if not progress:
         return Figures(why=_why_none(run))
-    figures, taps = Figures(), next(iter(progress.values())).taps
-    top = max(float(np.nanmax(past.distances, initial=1e-6)) for past in progress.values())
-    for i, tap in enumerate(taps):
-        with figure_style(theme):
-            fig = blank_figure(3.4, 2.3)
-            axes = fig.add_axes((0.15, 0.19, 0.82, 0.6))
+    taps = next(iter(progress.values())).taps
+    lines, columns = -(-len(taps) // 4), min(4, len(taps))
+    with figure_style(theme):
+        fig = blank_figure(7, 0.55 + 1.9 * lines)
+        panels = fig.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        height = fig.get_figheight()
+        fig.subplots_adjust(0.08, 0.44 / height, 0.99, 1 - 0.51 / height, wspace=0.12, hspace=0.6)
+        for i, (axes, tap) in enumerate(zip(panels, taps, strict=False)):
             for method, past in progress.items():
                 style = line_style(method, theme)
                 axes.plot(past.steps, past.distances[:, i], marker="o", ms=3, label=TITLES[method], **style)
-            axes.set(xscale="log", xlabel="step", ylabel="mean |\u0394 affinity|", ylim=(0, 1.05 * top))
+            axes.set(xscale="log", xlabel="step")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             few = "" if past.compared[i] in (0, past.rows[i][0].size) else f", {past.compared[i]:,} rows"
             axes.set_title(" = ".join(dict.fromkeys(tap.split("="))) + few, loc="left")
-            fig.legend(*axes.get_legend_handles_labels(), loc="upper left", ncols=len(progress), borderaxespad=0)
-            figures.append(fig)
-    return figures
+        for axes in panels[len(taps):]:
+            axes.set_axis_off()
+        for axes in panels[::columns]:
+            axes.set(ylabel="mean |\u0394 affinity|", ylim=(0, None))
+        fig.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(progress), borderaxespad=0)
+    return Figures([fig])
 
 
 def _why_none(run: Run) -> str:
