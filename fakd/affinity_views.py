@@ -515,7 +515,7 @@ class AffinityProgress:
     teacher: list[np.ndarray]  # a tap: (h, w), the teacher's
     query: tuple[int, int]   # y, x in the image
     taps: list[str]          # "teacher tap=student tap"
-    size: tuple[int, int]    # height and width of the image
+    image: np.ndarray        # the low-resolution image, uint8 (h, w, 3)
     compared: list[int]      # a tap: the number of rows behind a distance, h*w where it is over all pairs
 
 
@@ -539,10 +539,11 @@ def _progress(file: Arrays) -> AffinityProgress:
     rows = [_finite(file, f"rows/{i}", len(steps), None, None) for i in range(len(taps))]
     teacher = [_finite(file, f"teacher/{i}", None, None) for i in range(len(taps))]
     far, compared = file.take("distances", "f", len(steps), len(taps)), file.take("compared", "iu", len(taps))
-    (y, x), (h, w) = file.take("query", "iu", 2).tolist(), file.take("size", "iu", 2).tolist()
-    if not (0 <= y < h and 0 <= x < w) or steps[0] < 0 or not (np.diff(steps) > 0).all():
-        raise FakdError(f"{file.source}: query ({y}, {x}) in an image of {h} x {w}, steps {steps.tolist()}.")
-    return AffinityProgress(steps, far, rows, teacher, (y, x), taps, (h, w), compared.tolist())
+    (y, x), image = file.take("query", "iu", 2).tolist(), file.take("image", "u", None, None, 3)
+    (h, w), ascend = image.shape[:2], bool((np.diff(steps) > 0).all())
+    if not (0 <= y < h and 0 <= x < w) or image.dtype != np.uint8 or steps[0] < 0 or not ascend:
+        raise FakdError(f"{file.source}: query ({y}, {x}) in {image.dtype} of {h} x {w}, steps {steps.tolist()}.")
+    return AffinityProgress(steps, far, rows, teacher, (y, x), taps, image, compared.tolist())
 
 
 def progress_of(
@@ -550,11 +551,12 @@ def progress_of(
     features: FeatureMaps,  # of its networks
 ) -> dict[str, AffinityProgress]:  # empty where another image or other taps were followed
     "What was kept of these networks while they were trained."
-    kept, progress = read_affinity(run), read_progress(run)
-    taps = ["=".join(dict.fromkeys(t.split("=", 1))) for past in progress.values() for t in past.taps]
-    same = kept is not None and np.array_equal(kept.image, features.image)
-    same &= taps == features.taps * len(progress)
-    return {name: past for name, past in progress.items() if name in features.maps} if same else {}
+    found = {}
+    for name, past in read_progress(run).items():
+        taps = ["=".join(dict.fromkeys(tap.split("=", 1))) for tap in past.taps]
+        if name in features.maps and taps == features.taps and np.array_equal(past.image, features.image):
+            found[name] = past
+    return found
 
 # %% ../nbs/72_affinity_views.ipynb #2ef67610
 def progress_view(
@@ -632,6 +634,6 @@ def progress_maps(
                 bottom = 1 - (k * (tall + 0.26) + 0.22 + tall) / height
                 axes = fig.add_axes((i * (side + 0.06) / 7, bottom, side / 7, tall / height))
                 show_image(axes, colours(row, limits))
-                _ring(axes, _in_map(past.query, past.size, row.shape))
+                _ring(axes, _in_map(past.query, past.image.shape[:2], row.shape))
                 axes.set_title(title, fontsize=7, pad=3)
     return Figures([fig])

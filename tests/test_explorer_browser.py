@@ -558,7 +558,7 @@ def test_the_slider_steps_through_the_training(browser: Any, tmp_path: Path) -> 
     for name, seen in steps.items():
         rows = [rng.uniform(0, 1, (len(seen), 64, 64)) for _ in taps]
         far, whole = np.ones((len(seen), len(taps))), [4096] * len(taps)
-        progress[name] = AffinityProgress(seen, far, rows, teacher, (20, 30), taps, (64, 64), whole)
+        progress[name] = AffinityProgress(seen, far, rows, teacher, (20, 30), taps, same.exhibit.features.image, whole)
     path = explorer_page(replace(same.exhibit, progress=progress), tmp_path / "run.html", {"tap": "group1"})
     w, watch = open_static(browser, (path.as_uri(), same))
     slider = w.root.get_by_role("slider", name="Training step")
