@@ -590,7 +590,7 @@ def progress_view(
         fig.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(progress), borderaxespad=0)
     return Figures([fig])
 
-
+# %% ../nbs/72_affinity_views.ipynb #2369e312
 def _why_none(run: Run) -> str:
     "Why a run kept no snapshots of the affinity."
     if not (run.dir / "record.json").is_file():
