@@ -15,7 +15,7 @@ from .benchmarks import SETS, image_set
 from .core import FakdError, atomic_write, root, static
 from .evaluate import bicubic_rows, evaluate
 from .record import DataUse, Record, Run, read_record, summarise
-from .report import repeat_command
+from .repeat import repeat_command
 from .weights import load_net
 
 # %% auto #0

@@ -28,13 +28,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from typing_extensions import TypedDict
 
-from .core import FakdError, atomic_write, expand, home, root
+from .core import FakdError, atomic_write, expand, home, parse_spec, root
 from .files import read_json, read_text
 
 # %% auto #0
 __all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
-           'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run', 'runs_folder', 'read_record',
-           'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
+           'DataUse', 'Artefact', 'Record', 'loss_of', 'record_schema', 'environment', 'now', 'Run', 'runs_folder',
+           'read_record', 'write_record', 'find_runs', 'artefacts', 'write_history', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
 METHODS = ("bicubic", "teacher", "plain", "plain_equal_time", "distilled")
@@ -313,6 +313,17 @@ class Record(BaseModel):
 
     _details = field_validator(*_DETAILS)(_check_details)
 
+# %% ../nbs/05_record.ipynb #c1ca9548
+def loss_of(
+    record: Record,  # of any kind
+) -> str | None:     # None: it does not say
+    "The loss of a run, if its terms can be read."
+    loss = record.resolved.get("loss")
+    try:
+        return str(loss) if loss and parse_spec(str(loss)) else None
+    except FakdError:
+        return None
+
 # %% ../nbs/05_record.ipynb #8626a4b6
 def record_schema() -> str:
     "The JSON schema of a record, as shipped in `fakd/static/record.schema.json`."
@@ -522,6 +533,18 @@ def artefacts(
         )
         for p in files
     ]
+
+# %% ../nbs/05_record.ipynb #c0b2bcb0
+def write_history(
+    run: Run,                        # the run
+    lines: Sequence[dict[str, Any]], # of all methods, in the order in which they were trained
+) -> None:
+    "The table of `history.csv`: one line a time, one column a term, empty where there is no value."
+    columns = [*dict.fromkeys(k for line in lines for k in line if k != "psnr_y"), "psnr_y"]
+    with atomic_write(run.dir / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
 
 # %% ../nbs/05_record.ipynb #a70de850
 def read_history(
