@@ -228,7 +228,7 @@ def image_set(
         if not chosen.found():
             raise FakdError(f'set "{text}" was not found. Looked in: {", ".join(map(str, _candidates(chosen)))}. '
                             "Put it there, or name its parent folder in the environment variable FAKD_DATA.")
-    elif find_path(text).is_dir() and text.strip():
+    elif os.path.isdir(find_path(text)) and text.strip():
         chosen = _at(find_path(text).resolve())
     elif "+" in text:
         parts = tuple(image_set(part.strip()) for part in text.split("+"))

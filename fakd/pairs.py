@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import queue
@@ -17,12 +18,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .core import FakdError, cpu_quota, rng, root
+from .files import read_json
 from .progress import Bar
 
 # %% auto #0
@@ -89,12 +92,20 @@ class ImageCache:
 
     @property
     def complete(self) -> bool:
-        "Whether it is there, whole."
+        "Whether it is there, whole, and holds what was written: every byte is read once."
         try:
-            index = json.loads((self.dir / "index.json").read_text(encoding="utf-8"))
-            return (self.dir / "pixels.u8").stat().st_size == index["bytes"]
-        except (OSError, ValueError, KeyError):
+            index = read_json(self.dir / "index.json", "index of a cache")
+            return bool(self._seal(index["pairs"]) == index["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def _seal(self, entries: list[Any], folder: Path | None = None) -> str:
+        "Checksum of index and pixels."
+        seal = hashlib.sha256(json.dumps(entries).encode())
+        with open((folder or self.dir) / "pixels.u8", "rb") as file:
+            while block := file.read(1 << 22):
+                seal.update(block)
+        return seal.hexdigest()
 
     def build(
         self,
@@ -111,7 +122,8 @@ class ImageCache:
                         at += file.write(np.ascontiguousarray(img).data)
                 file.flush()
                 os.fsync(file.fileno())
-            (place / "index.json").write_text(json.dumps({"bytes": at, "pairs": entries}), encoding="utf-8")
+            index = {"bytes": at, "pairs": entries, "sha256": self._seal(entries, place)}
+            (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
             if self.dir.exists() and not self.complete:  # damaged: out of the way
                 shutil.rmtree(self.dir, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was first, and its folder is as good
@@ -121,7 +133,7 @@ class ImageCache:
 
     def pairs(self) -> list[ImagePair]:
         "The pairs as views of the mapped file."
-        index = json.loads((self.dir / "index.json").read_text(encoding="utf-8"))
+        index = read_json(self.dir / "index.json", "index of a cache")
         pixels, found = np.memmap(self.dir / "pixels.u8", np.uint8, mode="r"), []
         for name, at, hr_h, hr_w, lr_h, lr_w in index["pairs"]:
             middle = at + 3 * hr_h * hr_w
