@@ -365,7 +365,10 @@ def page_origin(
              for a in record.artefacts]
     images = [f for f in files if f["path"].startswith("snapshots/images/")]
     data = [{**d.model_dump(), "role": _ROLES[d.role]} for d in record.data]
+    curve = [d for d in record.data if d.role == "validate"]
     return {"settings": _settings(record), "networks": _networks(record), "data": data,
+            "warnings": list(dict.fromkeys(d.warning for d in record.data if d.warning)),
+            "curve_apart": bool(curve) and all(d.lr_source and not d.trained_on for d in curve),  # else nobody looked
             "machine": [line for line in lines if line[1]], "repeat": repetition(record), "git": git,
             "digest": record.digest, "code_digest": record.code_digest,
             "files": [f for f in files if f not in images], "image_files": images}

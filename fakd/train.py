@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import nn
 
 from .affinity import pixel_row
-from .benchmarks import ImageSet, image_set
+from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
@@ -36,6 +36,7 @@ from .pages import make_pages
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
 from .resume import diverged, drop_checkpoints, open_run
+from .screening import screen
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
@@ -90,6 +91,7 @@ class Setup:
         text = f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
         pairs, memory = loss_needs(self)
         text += "".join("\n" + " = ".join(f"{name} {shape}" for name, shape in pair) for pair in pairs)
+        text += "".join(f"\n{told}" for told in dict.fromkeys(use.warning for use in self.data) if told)
         return f"{text}\n{self.config.loss} needs at most {memory / 2**20:,.0f} MB beside the networks"
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +127,9 @@ def setup_tables(
         way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
         parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
     parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
-    parts.append(_table(["images", "count", "role"], [(d.name, d.count, d.role) for d in setup.data]))
+    used = [(d.name, d.count, d.role, d.lr_source) for d in setup.data]
+    parts.append(_table(["images", "count", "role", "LR images"], used))
+    parts += [f"<p><b>{html.escape(text)}</b></p>" for text in dict.fromkeys(d.warning for d in setup.data) if text]
     return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
 
 # %% ../nbs/65_train.ipynb #27444cb6
@@ -296,11 +300,11 @@ def prepare(
     teachers = _listed(teacher, config.scale)
     cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
-    sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
+    sets = image_sets(cfg.benchmarks)
     images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
     Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
-    roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
-    data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
+    scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
+    data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     setup.student = own_student
@@ -485,7 +489,7 @@ def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
     "Whole images of the first sample set, which may be passed on; benchmark images are not kept."
     for images in [s for s in setup.sets if s.layout == "sample"][:1]:
         for pair in images.pairs(setup.config.scale):
-            folder = setup.run.dir / "snapshots/images" / f"{images.name}--{pair.name}"
+            folder = setup.run.image_dir(images.name, pair.name)
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, setup.config.scale)}
             shown |= {method: super_resolve(net, pair.lr_img, setup.config.device) for method, net in nets.items()}
             for name, img in shown.items():
