@@ -117,7 +117,7 @@ def load_checkpoint(
         raise FakdError(f"{path}: checkpoint of format {found}; this version reads format {FORMAT}.")
     return state
 
-
+# %% ../nbs/58_checkpoint.ipynb #6f9e918e
 RUN_STATE = {  # what a run's checkpoint holds
     "method": str, "step": int, "time_s": float, "history": list, "recent": list, "student": dict, "adapters": dict,
     "optimiser": dict, "scaler": dict, "random": dict, "resolved": dict, "origin": dict, "sittings": list,
@@ -131,6 +131,8 @@ def load_run(
     state = load_checkpoint(path)
     wrong = [f"{k} is {type(state[k]).__name__ if k in state else 'missing'}" for k, kind in RUN_STATE.items()
              if not isinstance(state.get(k), kind)]
+    wrong += [f"{k} holds a tensor" for k in ("resolved", "origin") if isinstance(state.get(k), dict)
+              and any(isinstance(value, torch.Tensor) for value in state[k].values())]
     if wrong:
         raise FakdError(f"{path}: not the checkpoint of a run ({', '.join(wrong)}).")
     return state

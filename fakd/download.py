@@ -192,8 +192,7 @@ def unpack(
                         raise FakdError(f"{file.name}: the member {name} would leave its folder; nothing was unpacked.")
                     room -= size
                     if room < 0:
-                        raise FakdError(f"{file.name}: its members need more room than {folder} has; "
-                                        "nothing was unpacked.")
+                        raise FakdError(f"{file.name}: needs more room than {folder} has; nothing was unpacked.")
                     target = Path(temporary, *path.parts)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with reader() as source, open(target, "wb") as copy:
@@ -204,7 +203,7 @@ def unpack(
             raise FakdError(f"{file}: a broken archive ({fault}). Delete it and fetch it again.") from None
         _merge(Path(temporary), folder)
 
-
+# %% ../nbs/22_download.ipynb #7dc8d4fb
 def _merge(source: Path, folder: Path) -> None:
     "Move what a folder lacks into it; what is there stays."
     for item in sorted(source.iterdir()):

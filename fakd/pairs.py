@@ -80,6 +80,15 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/15_pairs.ipynb #ca162766
+def _seal(entries: list[Any], folder: Path) -> str:
+    "Checksum of the index and the pixels of a cache."
+    seal = hashlib.sha256(json.dumps(entries).encode())
+    with open(folder / "pixels.u8", "rb") as file:
+        while block := file.read(1 << 22):
+            seal.update(block)
+    return seal.hexdigest()
+
+# %% ../nbs/15_pairs.ipynb #5dcb8462
 class ImageCache:
     "Decoded pairs in one memory-mapped file, named by the digest of their content."
 
@@ -95,17 +104,9 @@ class ImageCache:
         "Whether it is there, whole, and holds what was written: every byte is read once."
         try:
             index = read_json(self.dir / "index.json", "index of a cache")
-            return bool(self._seal(index["pairs"]) == index["sha256"])
+            return bool(_seal(index["pairs"], self.dir) == index["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
-
-    def _seal(self, entries: list[Any], folder: Path | None = None) -> str:
-        "Checksum of index and pixels."
-        seal = hashlib.sha256(json.dumps(entries).encode())
-        with open((folder or self.dir) / "pixels.u8", "rb") as file:
-            while block := file.read(1 << 22):
-                seal.update(block)
-        return seal.hexdigest()
 
     def build(
         self,
@@ -122,7 +123,7 @@ class ImageCache:
                         at += file.write(np.ascontiguousarray(img).data)
                 file.flush()
                 os.fsync(file.fileno())
-            index = {"bytes": at, "pairs": entries, "sha256": self._seal(entries, place)}
+            index = {"bytes": at, "pairs": entries, "sha256": _seal(entries, place)}
             (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
             if self.dir.exists() and not self.complete:  # damaged: out of the way
                 shutil.rmtree(self.dir, ignore_errors=True)
