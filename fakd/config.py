@@ -233,6 +233,10 @@ class DistillConfig(TrainConfig):
     taps: list[int | str] | None = _field(
         None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
     )
+    affinity_image: str | None = _field(
+        None, "evaluation image whose affinity is kept, SET/IMAGE; None: your own folder's first, or a held-out one",
+        digest=False, resume="any",
+    )
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"
     )

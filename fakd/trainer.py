@@ -489,13 +489,15 @@ class Snapshots:
         "What the sitting before this one kept, up to the step from which it goes on."
         if t.step and self.path.is_file():
             kept = read_arrays(self.path, "file of snapshots")
+            lr_img = self.lr_imgs[0].permute(1, 2, 0).numpy().astype(np.uint8)
             seal = kept.pop("sha256", None)
             if seal is None or str(seal) != digest(kept):
                 raise FakdError(f"{self.path}: damaged, its checksum does not hold. Without this file the run can go "
                                 "on; what was seen before is lost then.")
             rows = zip(*(kept[f"rows/{i}"] for i in range(len(self.taps))), strict=True)
             lines = zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True)
-            self.seen = [line for line in lines if line[0] <= t.step]
+            if np.array_equal(kept.get("image", lr_img), lr_img):  # rows of another image do not continue these
+                self.seen = [line for line in lines if line[0] <= t.step]
 
     def on_step(self, t: Trainer) -> None:
         if t.step in moments(t.config.steps):
@@ -510,5 +512,6 @@ class Snapshots:
         arrays |= {f"teacher/{i}": self._row(maps) for i, maps in enumerate(self.teacher)}
         arrays |= {"taps": np.array([f"{t}={s}" for s, t in self.taps]), "query": np.array(self.query)}
         arrays |= {"steps": np.array(steps), "distances": np.array(distances)}
+        arrays |= {"image": self.lr_imgs[0].permute(1, 2, 0).numpy().astype(np.uint8)}
         with atomic_write(self.path) as temporary:
             np.savez_compressed(temporary, sha256=np.array(digest(arrays)), **arrays)
