@@ -15,9 +15,10 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from .benchmarks import found_benchmarks, image_set
 from .blocks import SCALES
@@ -83,12 +84,35 @@ def _field(
     "A field with its two marks."
     return Field(default, description=text, json_schema_extra={"digest": digest, "resume": resume}, **limits)
 
+# %% ../nbs/56_config.ipynb #48067df1
+_JOINED = ("data", "benchmarks", "teacher", "weights", "backbones", "precision")  # several, as a list or joined by +
+
+
+def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
+    "A value in the field's own kind: of paths, lists, numpy's numbers, texts of a command line."
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bool) and bool not in kinds:
+        raise FakdError(f"{name} {value}: yes and no are no answers here.")
+    if name in _JOINED and isinstance(value, (list, tuple)):
+        parts = [str(part) for part in value]
+        if len(parts) > 1 and (odd := [part for part in parts if "+" in part and os.path.exists(find_path(part))]):
+            raise FakdError(f"{name} {odd[0]}: several are joined by +, so none may have a + in its name. Rename it.")
+        return "+".join(parts)
+    if value == "None" and type(None) in kinds:
+        return None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (str, float)) and all(isinstance(kind, int) for kind in kinds):  # `-r scale 4`, 4.0
+        return int(float(value)) if re.fullmatch(r"\d+(\.0+)?", str(value).strip()) else value
+    return value
+
 # %% ../nbs/56_config.ipynb #d377e9b4
 class Config(BaseModel):
     "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
+    _asked: dict[str, Any] | None = PrivateAttr(None)  # of a resolved one: what was given, as it was given
 
     def __init__(self, **values: Any):
         try:
@@ -96,16 +120,37 @@ class Config(BaseModel):
         except ValidationError as fault:
             raise FakdError(explain(fault, list(type(self).model_fields))) from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: dict[str, Any]) -> dict[str, Any]:
+        kinds = {name: get_args(field.annotation) or (field.annotation,) for name, field in cls.model_fields.items()}
+        return {name: _plain(name, value, kinds[name]) if name in kinds else value for name, value in values.items()}
+
     def _completed(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
         "A copy with some values replaced, remembering where they come from."
         new = type(self)(**{**self.model_dump(), **values})
-        new._origin = {**origin, **self._origin}
+        new._origin, new._asked = {**origin, **self._origin}, self.given()
         return new
 
+    def origin(self) -> dict[str, str]:
+        "Where each value comes from: `given`, `preset`, `chosen` (by the machine or the loss) or `default`."
+        fields, named = type(self).model_fields, self.model_fields_set
+        if named == set(fields):  # all of a notebook's parameters: given is what differs
+            named = {name for name in named if getattr(self, name) != fields[name].default}
+        named = {name for name in named if getattr(self, name) not in (None, "auto")}  # left to be chosen
+        return {name: self._origin.get(name, "given" if name in named else "default") for name in fields}
+
     def given(self) -> dict[str, Any]:
-        "What was asked: the values that neither a preset nor a default decided."
-        defaults = {k: f.default for k, f in type(self).model_fields.items()}
-        return {k: v for k, v in self if self._origin.get(k, "given") == "given" and v != defaults[k]}
+        "What was asked, as it was asked: the values that neither a preset nor a default decided."
+        asked = {name: getattr(self, name) for name, source in self.origin().items() if source == "given"}
+        return asked if self._asked is None else self._asked
+
+    def with_given(self, **values: Any) -> Self:
+        "A copy with some values given instead, resolved or not."
+        new = self.model_copy(update=values)
+        new._origin = {**self._origin, **dict.fromkeys(values, "given")} if self._origin else {}
+        new._asked = None if self._asked is None else {**self._asked, **values}
+        return new
 
     @classmethod
     def marks(cls) -> dict[str, dict[str, Any]]:
@@ -113,8 +158,9 @@ class Config(BaseModel):
         return {name: dict(field.json_schema_extra) for name, field in cls.model_fields.items()}  # type: ignore[arg-type]
 
     def _repr_html_(self) -> str:
+        origin = self.origin()
         rows = "".join(
-            f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{self._origin.get(k, 'given')}</td>"
+            f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{origin[k]}</td>"
             f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
             for k, v in self
         )
@@ -147,7 +193,9 @@ class TrainConfig(Config):
     seed: int = _field(0, "of initial weights, patches and every other draw", ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("auto", "auto, fp32, bf16, or fp16 on CUDA")
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
-    workers: int | None = _field(None, "threads that read images, None: one a CPU", digest=False, resume="any", ge=1)
+    workers: int | None = _field(
+        None, "threads that read images, 1 to 256; None: one a CPU", digest=False, resume="any", ge=1, le=256
+    )
     checkpoint_min: float = _field(
         1.0, "minutes between checkpoints, 0: after every step", digest=False, resume="any", ge=0
     )
@@ -157,7 +205,10 @@ class TrainConfig(Config):
         digest=False,
         resume="any",
     )
-    out_dir: str = _field("reports/runs", "folder of runs", digest=False, resume="any")
+    out_dir: str = _field(
+        "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, resume="any",
+        min_length=1,
+    )
 
     @field_validator("schedule")
     @classmethod
@@ -178,7 +229,7 @@ def explain(
         if e["type"] == "extra_forbidden":
             lines.append(f'unknown setting "{name}". {nearest(name, known)}Known: {", ".join(known)}.')
         elif e["type"] == "value_error":
-            lines.append(f"{name}: {str(e['ctx']['error'])}")
+            lines.append((f"{name}: " if name else "") + str(e["ctx"]["error"]))
         elif e["type"] == "literal_error":
             lines.append(
                 f"{name} {e['input']!r}: choose {(wanted := e['ctx']['expected'])}. "
@@ -320,7 +371,9 @@ class EvaluateConfig(Config):
         digest=False,  # the files are hashed instead
     )
     device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
-    out_dir: str = _field("reports/runs", "folder of runs", digest=False)
+    out_dir: str = _field(
+        "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, min_length=1
+    )
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -338,8 +391,8 @@ class EvaluateConfig(Config):
         late["weights"] = "+".join(str(path) for path in find_weights(self.weights))
         if self.benchmarks is None:
             late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
-        asked = {k for k, f in type(self).model_fields.items() if getattr(self, k) != f.default}
-        origin = {k: "given" if k in asked else "chosen" if k in late else "default" for k in type(self).model_fields}
+        was = self.origin()
+        origin = {k: "chosen" if was[k] == "default" and k in late else was[k] for k in was}
         resolved = self._completed(late, origin)
         for name in str(resolved.benchmarks).split("+"):
             image_set(name.strip())
@@ -471,7 +524,7 @@ def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     late = {"device": device, "precision": choose_precision(chosen.get("precision", config.precision), device)}
     if config.benchmarks is None and "benchmarks" not in chosen:
         late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
-    asked = {k for k in fields if getattr(config, k) != fields[k].default}
+    asked = config.given()
     sources = (("given", asked), ("preset", chosen), ("chosen", late), ("default", fields))
     origin = {k: next(name for name, keys in sources if k in keys) for k in fields}
     resolved = config._completed({**chosen, **late}, origin)
@@ -490,11 +543,12 @@ def run_name(
 ) -> str:         # such as `distill-x4-rcan-ds-ts-sa-s0`
     "What a run asks, in words of a-z, 0-9 and -: the same question has the same name."
     if isinstance(config, TeacherConfig):
-        kind, net, terms = "teacher", config.net, []
+        kind, net, terms = "teacher", config.net, list[str]()
     else:
-        kind, net, terms = "distill", config.student, [term.name for term in parse_spec(config.loss)]
-    net = Path(net).stem if names_weights(net) else net.split("(")[0]
-    text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"]).lower()
+        kind, net = "distill", config.student
+        terms = ["-".join(term.name for term in parse_spec(config.loss))[:60]]  # a folder's name has its limits
+    net = (Path(net).stem if names_weights(net) else net.split("(")[0])[:40]
+    text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"[:20]]).lower()
     return "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
 
 # %% ../nbs/56_config.ipynb #effa2ff6
