@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from .benchmarks import found_benchmarks, image_set
+from .benchmarks import found_benchmarks, image_set, image_sets, join_sets
 from .blocks import SCALES
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .files import read_json
@@ -167,6 +167,11 @@ class Config(BaseModel):
         head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
         return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
+# %% ../nbs/56_config.ipynb #d2600d8f
+def _read_sets(given: Any) -> Any:
+    "Sets as a Path or a list, as Python gives them, become the text that means the same."
+    return join_sets(given) if isinstance(given, (Path, list, tuple)) else given
+
 # %% ../nbs/56_config.ipynb #e3219fb3
 class TrainConfig(Config):
     "What every training run has; `DistillConfig` and `TeacherConfig` add their own."
@@ -175,10 +180,12 @@ class TrainConfig(Config):
     preset: str = _field(
         "mini", "fills what is None: mini (minutes), small (hours), paper (FAKD's recipe)", digest=False
     )
-    data: str | None = _field(None, "training images: sample, a set's name, a folder, or several joined by +")
+    data: str | None = _field(
+        None, "training images: sample, a set's name, a folder, or several joined by +; in Python also a Path or a list"
+    )
     benchmarks: str | None = _field(
         None,
-        "sets to evaluate on, joined by +; None: sample-eval and every benchmark found",
+        "sets to evaluate on, as for data; None: sample-eval and every benchmark found",
         digest=False,
         resume="any",
     )
@@ -209,6 +216,8 @@ class TrainConfig(Config):
         "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, resume="any",
         min_length=1,
     )
+
+    _join_sets = field_validator("data", "benchmarks", mode="before")(_read_sets)
 
     @field_validator("schedule")
     @classmethod
@@ -356,7 +365,10 @@ class EvaluateConfig(Config):
     )
     scales: list[int] | None = _field(None, "only networks of these scales; None: of any")
     benchmarks: str | None = _field(
-        None, "sets to evaluate on, joined by +; None: sample-eval and every benchmark found", digest=False
+        None,
+        "names of sets and folders to evaluate on, joined by +; in Python also a Path or a list; "
+        "None: sample-eval and every benchmark found",
+        digest=False,
     )
     ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
     tile: int | None = _field(
@@ -374,6 +386,8 @@ class EvaluateConfig(Config):
     out_dir: str = _field(
         "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, min_length=1
     )
+
+    _join_sets = field_validator("benchmarks", mode="before")(_read_sets)
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -394,8 +408,7 @@ class EvaluateConfig(Config):
         was = self.origin()
         origin = {k: "chosen" if was[k] == "default" and k in late else was[k] for k in was}
         resolved = self._completed(late, origin)
-        for name in str(resolved.benchmarks).split("+"):
-            image_set(name.strip())
+        image_sets(str(resolved.benchmarks))
         perceptual_measures(resolved.backbone_files)
         return resolved
 
@@ -529,8 +542,7 @@ def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     origin = {k: next(name for name, keys in sources if k in keys) for k in fields}
     resolved = config._completed({**chosen, **late}, origin)
     image_set(resolved.data)
-    for name in resolved.benchmarks.split("+"):
-        image_set(name.strip())
+    image_sets(resolved.benchmarks)
     if resolved.batch_size % resolved.accumulate:
         raise FakdError(
             f"batch_size {resolved.batch_size} cannot be computed in {resolved.accumulate} equal parts (accumulate)."

@@ -20,21 +20,23 @@ from scipy import ndimage
 from torch import nn
 
 from .affinity import pixel_row
-from .benchmarks import ImageSet, image_set
+from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve
-from .foreign import Foreign, as_net, load_any, spec_of
+from .foreign import Foreign, copied, ready_net, spec_of
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
+from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
 from .resume import diverged, drop_checkpoints, open_run
+from .screening import screen
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
@@ -89,6 +91,7 @@ class Setup:
         text = f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
         pairs, memory = loss_needs(self)
         text += "".join("\n" + " = ".join(f"{name} {shape}" for name, shape in pair) for pair in pairs)
+        text += "".join(f"\n{told}" for told in dict.fromkeys(use.warning for use in self.data) if told)
         return f"{text}\n{self.config.loss} needs at most {memory / 2**20:,.0f} MB beside the networks"
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +127,9 @@ def setup_tables(
         way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
         parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
     parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
-    parts.append(_table(["images", "count", "role"], [(d.name, d.count, d.role) for d in setup.data]))
+    used = [(d.name, d.count, d.role, d.lr_source) for d in setup.data]
+    parts.append(_table(["images", "count", "role", "LR images"], used))
+    parts += [f"<p><b>{html.escape(text)}</b></p>" for text in dict.fromkeys(d.warning for d in setup.data) if text]
     return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
 
 # %% ../nbs/65_train.ipynb #27444cb6
@@ -159,14 +164,8 @@ def warm_start(
     path: str,       # a weights file, perhaps of another scale
 ) -> nn.Module:      # the same network
     "Take every tensor of equal name and shape from a file: the body of another scale serves, its upsampler does not."
-    state = read_state(find_path(path))[0]
-    names = NETS[net_spec(net).split("(")[0]].rename(list(state))
-    own = net.state_dict()
-    taken = {
-        names[k]: v.to(own[names[k]].dtype)
-        for k, v in state.items()
-        if names[k] in own and own[names[k]].shape == v.shape
-    }
+    own, theirs = net.state_dict(), load_net(find_path(path)).state_dict()  # of 0..255, whatever the file is of
+    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
     if all(k.startswith(("head.", "tail.", "sub_mean.", "add_mean.")) for k in taken):
         raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
     net.load_state_dict({**own, **taken})
@@ -203,25 +202,22 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
     return config.with_given(**named)
 
 
-def _listed(teacher: Any) -> list[Teacher]:
+def _listed(teacher: Any, scale: int) -> list[Teacher]:
     "None, one or several teachers, each a `Teacher` or a module."
     several = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not all(isinstance(t, (Teacher, nn.Module)) for t in several):
         kinds = ", ".join(type(t).__name__ for t in several)
         raise FakdError(f"teacher: expected a Teacher, an nn.Module or a list of them, got {kinds}. "
                         "Files are named in the config.")
-    return [t if isinstance(t, Teacher) else Teacher(t) for t in several]
+    return [t if isinstance(t, Teacher) else Teacher(ready_net(t, "teacher", scale)) for t in several]
 
 
 def _find_teachers(cfg: Any, at_hand: Sequence[Teacher]) -> tuple[nn.Module, list[list[int | str]]]:
     "The network that teaches, or the ensemble, and the taps that were given with each."
     if not at_hand and cfg.teacher.startswith(MODULE):
         raise FakdError(f"teacher {cfg.teacher}: it was a Python object. Give it again: prepare(config, teacher=...).")
-    found = at_hand or [Teacher(load_any(find_path(text))) for text in split_teachers(cfg.teacher)]
-    for t in found:
-        if t.net.scale != cfg.scale:
-            raise FakdError(f"teacher {spec_of(t.net)} is for scale {t.net.scale}, the run for scale {cfg.scale}.")
-    nets = [t.net for t in found]
+    found = at_hand or [Teacher(open_net(find_path(text))) for text in split_teachers(cfg.teacher)]
+    nets = [ready_net(t.net, "teacher", cfg.scale) for t in found]
     return nets[0] if len(nets) == 1 else Ensemble(nets), [t.taps for t in found]
 
 # %% ../nbs/65_train.ipynb #88579149
@@ -271,6 +267,25 @@ def middles(
         )
     return small
 
+# %% ../nbs/65_train.ipynb #65aef708
+def _able(student: nn.Module, cfg: Any) -> nn.Module:
+    "A student that can be trained at the run's scale; one of a class that fakd does not know is tried on two patches."
+    role = "network" if isinstance(cfg, TeacherConfig) else "student"
+    student, side = ready_net(student, role, cfg.scale), cfg.patch_px
+    if type(student) in NETS.values():
+        return student
+    net, sr_imgs = copied(student).train(), torch.zeros(0)
+    try:
+        sr_imgs = net(torch.full((2, 3, side, side), 127.0, device=next(net.parameters()).device))
+        sr_imgs.mean().backward()
+    except Exception as fault:  # whatever a module of somebody else raises
+        why = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise FakdError(f"{role} {spec_of(net)}: it cannot be trained on patches of {side}x{side} ({why}).") from fault
+    if sr_imgs.shape != (2, 3, cfg.scale * side, cfg.scale * side):
+        raise FakdError(f"{role} {spec_of(net)}: in training it makes {tuple(sr_imgs.shape)} "
+                        f"of (2, 3, {side}, {side}).")
+    return student
+
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
     config: DistillConfig | TeacherConfig,                         # as given
@@ -280,19 +295,20 @@ def prepare(
     "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
     set_threads()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
-    own_student = copy.deepcopy(as_net(student)) if student is not None else None  # teachers, frozen now, may share it
-    teachers = _listed(teacher)
+    # copied, since teachers, frozen now, may share it
+    own_student = copied(ready_net(student, "student", config.scale)) if student is not None else None
+    teachers = _listed(teacher, config.scale)
     cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
-    sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
+    sets = image_sets(cfg.benchmarks)
     images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
     Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
-    roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
-    data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
+    scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
+    data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     setup.student = own_student
-    fresh = setup.new_student()
+    fresh = _able(setup.new_student(), cfg)
     if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
@@ -473,7 +489,7 @@ def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
     "Whole images of the first sample set, which may be passed on; benchmark images are not kept."
     for images in [s for s in setup.sets if s.layout == "sample"][:1]:
         for pair in images.pairs(setup.config.scale):
-            folder = setup.run.dir / "snapshots/images" / f"{images.name}--{pair.name}"
+            folder = setup.run.image_dir(images.name, pair.name)
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, setup.config.scale)}
             shown |= {method: super_resolve(net, pair.lr_img, setup.config.device) for method, net in nets.items()}
             for name, img in shown.items():

@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from fixtures import make_run_fixture
 from papermill import cli
 
+from fakd.findings import finding
 from fakd.record import Row, Run, summarise, write_record
-from fakd.report import finding, index_page, repeat_command, run_page
+from fakd.repeat import repeat_command
+from fakd.report import index_page, run_page
 
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 
@@ -68,7 +70,7 @@ def check_page(text: str) -> Tags:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return make_run_fixture(tmp_path_factory.mktemp("reports") / "runs")
+    return make_run_fixture(tmp_path_factory.mktemp("reports") / "runs", longer=True)
 
 
 def test_a_page_is_one_file_that_asks_nothing_of_the_network(full: Run) -> None:
@@ -92,9 +94,10 @@ def test_every_figure_lies_beside_the_page_as_pdf_and_png(full: Run) -> None:
     text = run_page(full).read_text(encoding="utf-8")
     files = sorted((full.dir / "figures").glob("*"))
     names = {p.stem for p in files}
-    assert {"gain", "curves", "affinity-0"} < names and any(n.startswith("crops-sample-eval-") for n in names)
+    assert {"gain", "curves", "progress", "affinity-body.0", "affinity-body.4-body.2"} < names
+    assert any(n.startswith("crops-sample-eval-") for n in names)
     assert [p.name for p in files] == sorted(f"{n}.{kind}" for n in names for kind in ("pdf", "png"))
-    assert all(f'href="figures/{p.name}"' in text for p in files)
+    assert all(text.count(f'href="figures/{p.name}"') == 2 for p in files)  # under its caption and in the list
 
 
 def test_a_page_holds_the_numbers_of_its_record(full: Run) -> None:
@@ -124,6 +127,19 @@ def test_what_a_folder_lacks_is_left_out(tmp_path: Path, absent: dict) -> None:
     if "compare" in absent:
         assert "Student, no distillation" not in text
         assert "cannot say what distillation changed" in text
+
+
+@pytest.mark.parametrize("environment", [
+    {}, {"git": None}, {"git": {}}, {"git": None, "no_git": "there is no git here"}, {"gpu": None, "versions": {}},
+    {"git": {"commit": "0123abcd" * 5}, "python": "3.11"},
+])
+def test_any_part_of_the_environment_may_be_missing(tmp_path: Path, environment: dict) -> None:
+    "A ZIP, a machine without git, a clone of another owner: the page is there, and says what is known."
+    text = run_page(make_run_fixture(tmp_path, pictures=False, environment=environment)).read_text(encoding="utf-8")
+    check_page(text)
+    assert ("none: there is no git here" in text) == ("no_git" in environment)
+    assert ("at commit 0123abcd0123" in text) == bool((environment.get("git") or {}).get("commit"))
+    assert "papermill nbs/run_distill.ipynb" in text
 
 
 def test_an_empty_snapshot_folder_and_a_failed_run_have_a_page(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from fakd.config import DistillConfig
 from fakd.core import FakdError, static, write_image
 from fakd.evaluate import evaluate
 from fakd.figures import result_table
+from fakd.findings import finding
 from fakd.foreign import as_net
 from fakd.losses import DistillLoss
 from fakd.nets import NETS, make_net, net_spec
 from fakd.record import summarise
-from fakd.report import finding, run_page
+from fakd.report import run_page
 from fakd.taps import find_places, suggest_taps, tap_shapes
 from fakd.teacher import Teacher, Teachers
 from fakd.train import distill, fit, loss_needs, prepare, train_teacher
