@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import glob
-import html
 import inspect
 import math
 import os
@@ -15,10 +14,9 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import field_validator
 
 from .benchmarks import found_benchmarks, image_set, image_sets, join_sets
 from .blocks import SCALES
@@ -27,12 +25,13 @@ from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
+from .settings import Config, setting
 from .weights import read_state
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain',
-           'DistillConfig', 'TeacherConfig', 'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net',
-           'net_or_file', 'split_teachers', 'find_teacher', 'run_name', 'parameters']
+__all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'TrainConfig', 'DistillConfig', 'TeacherConfig',
+           'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net', 'net_or_file', 'split_teachers',
+           'find_teacher', 'run_name', 'parameters']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -77,96 +76,6 @@ def learn_rate_at(
     except (TypeError, ValueError):
         raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
 
-# %% ../nbs/56_config.ipynb #70bf60ef
-def _field(
-    default: Any, text: str, digest: bool = True, resume: Literal["same", "more", "any"] = "same", **limits: Any
-) -> Any:
-    "A field with its two marks."
-    return Field(default, description=text, json_schema_extra={"digest": digest, "resume": resume}, **limits)
-
-# %% ../nbs/56_config.ipynb #48067df1
-_JOINED = ("data", "benchmarks", "teacher", "weights", "backbones", "precision")  # several, as a list or joined by +
-
-
-def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
-    "A value in the field's own kind: of paths, lists, numpy's numbers, texts of a command line."
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, bool) and bool not in kinds:
-        raise FakdError(f"{name} {value}: yes and no are no answers here.")
-    if name in _JOINED and isinstance(value, (list, tuple)):
-        parts = [str(part) for part in value]
-        if len(parts) > 1 and (odd := [part for part in parts if "+" in part and os.path.exists(find_path(part))]):
-            raise FakdError(f"{name} {odd[0]}: several are joined by +, so none may have a + in its name. Rename it.")
-        return "+".join(parts)
-    if value == "None" and type(None) in kinds:
-        return None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, (str, float)) and all(isinstance(kind, int) for kind in kinds):  # `-r scale 4`, 4.0
-        return int(float(value)) if re.fullmatch(r"\d+(\.0+)?", str(value).strip()) else value
-    return value
-
-# %% ../nbs/56_config.ipynb #d377e9b4
-class Config(BaseModel):
-    "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    _origin: dict[str, str] = PrivateAttr(default_factory=dict)
-    _asked: dict[str, Any] | None = PrivateAttr(None)  # of a resolved one: what was given, as it was given
-
-    def __init__(self, **values: Any):
-        try:
-            super().__init__(**values)
-        except ValidationError as fault:
-            raise FakdError(explain(fault, list(type(self).model_fields))) from None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, values: dict[str, Any]) -> dict[str, Any]:
-        kinds = {name: get_args(field.annotation) or (field.annotation,) for name, field in cls.model_fields.items()}
-        return {name: _plain(name, value, kinds[name]) if name in kinds else value for name, value in values.items()}
-
-    def _completed(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
-        "A copy with some values replaced, remembering where they come from."
-        new = type(self)(**{**self.model_dump(), **values})
-        new._origin, new._asked = {**origin, **self._origin}, self.given()
-        return new
-
-    def origin(self) -> dict[str, str]:
-        "Where each value comes from: `given`, `preset`, `chosen` (by the machine or the loss) or `default`."
-        fields, named = type(self).model_fields, self.model_fields_set
-        if named == set(fields):  # all of a notebook's parameters: given is what differs
-            named = {name for name in named if getattr(self, name) != fields[name].default}
-        named = {name for name in named if getattr(self, name) not in (None, "auto")}  # left to be chosen
-        return {name: self._origin.get(name, "given" if name in named else "default") for name in fields}
-
-    def given(self) -> dict[str, Any]:
-        "What was asked, as it was asked: the values that neither a preset nor a default decided."
-        asked = {name: getattr(self, name) for name, source in self.origin().items() if source == "given"}
-        return asked if self._asked is None else self._asked
-
-    def with_given(self, **values: Any) -> Self:
-        "A copy with some values given instead, resolved or not."
-        new = self.model_copy(update=values)
-        new._origin = {**self._origin, **dict.fromkeys(values, "given")} if self._origin else {}
-        new._asked = None if self._asked is None else {**self._asked, **values}
-        return new
-
-    @classmethod
-    def marks(cls) -> dict[str, dict[str, Any]]:
-        "The marks `digest` and `resume` of each field."
-        return {name: dict(field.json_schema_extra) for name, field in cls.model_fields.items()}  # type: ignore[arg-type]
-
-    def _repr_html_(self) -> str:
-        origin = self.origin()
-        rows = "".join(
-            f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{origin[k]}</td>"
-            f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
-            for k, v in self
-        )
-        head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
-
 # %% ../nbs/56_config.ipynb #d2600d8f
 def _read_sets(given: Any) -> Any:
     "Sets as a Path or a list, as Python gives them, become the text that means the same."
@@ -176,45 +85,42 @@ def _read_sets(given: Any) -> Any:
 class TrainConfig(Config):
     "What every training run has; `DistillConfig` and `TeacherConfig` add their own."
 
-    scale: Literal[2, 3, 4, 8] = _field(4, "upscaling factor: 2, 3, 4 or 8")
-    preset: str = _field(
+    scale: Literal[2, 3, 4, 8] = setting(4, "upscaling factor: 2, 3, 4 or 8")
+    preset: str = setting(
         "mini", "fills what is None: mini (minutes), small (hours), paper (FAKD's recipe)", digest=False
     )
-    data: str | None = _field(
+    data: str | None = setting(
         None, "training images: sample, a set's name, a folder, or several joined by +; in Python also a Path or a list"
     )
-    benchmarks: str | None = _field(
+    benchmarks: str | None = setting(
         None,
         "sets to evaluate on, as for data; None: sample-eval and every benchmark found",
         digest=False,
         resume="any",
     )
-    steps: int | None = _field(None, "optimiser steps", resume="more", ge=1)
-    batch_size: int | None = _field(None, "patches a step", ge=1)
-    accumulate: int = _field(1, "parts that a batch is computed in, to save memory", ge=1)
-    patch_px: int | None = _field(None, "side of the LR patch in pixels", ge=4)
-    learn_rate: float | None = _field(None, "Adam's learning rate before the schedule", gt=0)
-    schedule: str | None = _field(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
-    clip_norm: float | None = _field(None, "largest norm of the gradient, 0: no clipping", ge=0)
-    ema: float | None = _field(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
-    seed: int = _field(0, "of initial weights, patches and every other draw", ge=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("auto", "auto, fp32, bf16, or fp16 on CUDA")
-    device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
-    workers: int | None = _field(
+    steps: int | None = setting(None, "optimiser steps", resume="more", ge=1)
+    batch_size: int | None = setting(None, "patches a step", ge=1)
+    accumulate: int = setting(1, "parts that a batch is computed in, to save memory", ge=1)
+    patch_px: int | None = setting(None, "side of the LR patch in pixels", ge=4)
+    learn_rate: float | None = setting(None, "Adam's learning rate before the schedule", gt=0)
+    schedule: str | None = setting(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
+    clip_norm: float | None = setting(None, "largest norm of the gradient, 0: no clipping", ge=0)
+    ema: float | None = setting(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
+    seed: int = setting(0, "of initial weights, patches and every other draw", ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto, fp32, bf16, or fp16 on CUDA")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
+    workers: int | None = setting(
         None, "threads that read images, 1 to 256; None: one a CPU", digest=False, resume="any", ge=1, le=256
     )
-    checkpoint_min: float = _field(
+    checkpoint_min: float = setting(
         1.0, "minutes between checkpoints, 0: after every step", digest=False, resume="any", ge=0
     )
-    resume: str = _field(
-        "auto",
-        "auto: continue this very run if it is unfinished; never; or the folder of a run",
-        digest=False,
-        resume="any",
+    resume: str = setting(
+        "auto", "auto: continue this very run if it is unfinished; never; or the folder of a run",
+        digest=False, resume="any",
     )
-    out_dir: str = _field(
-        "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, resume="any",
-        min_length=1,
+    out_dir: str = setting(
+        "reports/runs", "folder of runs, from the project's root or absolute", digest=False, resume="any", min_length=1
     )
 
     _join_sets = field_validator("data", "benchmarks", mode="before")(_read_sets)
@@ -226,28 +132,6 @@ class TrainConfig(Config):
             learn_rate_at(0, 1, 1.0, schedule)
         return schedule
 
-# %% ../nbs/56_config.ipynb #6f34c9fa
-def explain(
-    fault: ValidationError,  # what pydantic found
-    known: Sequence[str],    # names of the fields
-) -> str:                    # one sentence a fault
-    "pydantic's errors in fakd's form: what was given, what is accepted, the nearest match."
-    lines = []
-    for e in fault.errors():
-        name = str(e["loc"][0]) if e["loc"] else ""
-        if e["type"] == "extra_forbidden":
-            lines.append(f'unknown setting "{name}". {nearest(name, known)}Known: {", ".join(known)}.')
-        elif e["type"] == "value_error":
-            lines.append((f"{name}: " if name else "") + str(e["ctx"]["error"]))
-        elif e["type"] == "literal_error":
-            lines.append(
-                f"{name} {e['input']!r}: choose {(wanted := e['ctx']['expected'])}. "
-                f"{nearest(str(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
-            )
-        else:
-            lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
-    return "\n".join(lines)
-
 # %% ../nbs/56_config.ipynb #f9ec84ed
 def _list(text: str) -> list[int | str]:
     "A list written as text, as papermill hands it on: whole numbers and words between commas."
@@ -258,27 +142,27 @@ def _list(text: str) -> list[int | str]:
 class DistillConfig(TrainConfig):
     "What a distillation run is."
 
-    student: str = _field(
+    student: str = setting(
         "rcan",
         "a network (its sizes from the preset), with sizes such as rcan(n_feats=32), or a weights file to start from",
     )
-    teacher: str | None = _field(
+    teacher: str | None = setting(
         None,
         "a weights file of any origin, or a network that has one in data/weights or among the teacher runs; "
         "several joined by +; None: the preset's",
         digest=False,  # its tensors are hashed instead
     )
-    teacher_draw: Literal["random", "mean"] = _field(
+    teacher_draw: Literal["random", "mean"] = setting(
         "random", "with several teachers: random, one drawn for each batch, or mean, all of them averaged"
     )
-    loss: str = _field("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
-    taps: list[int | str] | None = _field(
+    loss: str = setting("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
+    taps: list[int | str] | None = setting(
         None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
     )
-    compare: bool = _field(
+    compare: bool = setting(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
-    equal_time: bool | None = _field(
+    equal_time: bool | None = setting(
         None, "also train it without a teacher for the time that the distilled run takes; None: the preset's"
     )
 
@@ -331,11 +215,11 @@ def _teaching(
 class TeacherConfig(TrainConfig):
     "What a teacher's training is: one network, ground truth only."
 
-    net: str = _field("rcan", "a network, its sizes from the preset, or with sizes such as rcan(n_feats=48)")
-    init: str | None = _field(
+    net: str = setting("rcan", "a network, its sizes from the preset, or with sizes such as rcan(n_feats=48)")
+    init: str | None = setting(
         None, "weights file to start from; tensors of equal name and shape are taken, so another scale's body serves"
     )
-    loss: str = _field("DS", "terms that need no teacher")
+    loss: str = setting("DS", "terms that need no teacher")
 
     @field_validator("loss")
     @classmethod
@@ -358,32 +242,32 @@ class TeacherConfig(TrainConfig):
 class EvaluateConfig(Config):
     "What an evaluation is: weights files against sets of images."
 
-    weights: str = _field(
+    weights: str = setting(
         "data/weights",
         "weights files, folders of them, run folders or a folder of runs, joined by +; * and ? stand for any letters",
         digest=False,  # the networks' tensors are hashed instead
     )
-    scales: list[int] | None = _field(None, "only networks of these scales; None: of any")
-    benchmarks: str | None = _field(
+    scales: list[int] | None = setting(None, "only networks of these scales; None: of any")
+    benchmarks: str | None = setting(
         None,
         "names of sets and folders to evaluate on, joined by +; in Python also a Path or a list; "
         "None: sample-eval and every benchmark found",
         digest=False,
     )
-    ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
-    tile: int | None = _field(
+    ensemble: bool = setting(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
+    tile: int | None = setting(
         None, "also in tiles of this side in LR pixels, such as 256, to see what tiling costs; None: only whole images",
         ge=48,
     )
-    precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
-    input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
-    repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)
-    backbones: str | None = _field(
+    precision: str = setting("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
+    input_px: int = setting(96, "side of the LR input at which latency and peak memory are measured", ge=8)
+    repeats: int = setting(20, "timed passes of each network for its latency; 0: no timing", ge=0)
+    backbones: str | None = setting(
         None, "torchvision's weights files of AlexNet and VGG16, joined by +, for LPIPS and DISTS; None: neither",
         digest=False,  # the files are hashed instead
     )
-    device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
-    out_dir: str = _field(
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", digest=False)
+    out_dir: str = setting(
         "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, min_length=1
     )
 

@@ -28,7 +28,6 @@ from torch import nn
 from .affinity import unit_maps
 from .affinity_views import DIFFERENCE_COLOURS, FeatureMaps, feature_maps, short_title
 from .benchmarks import image_set
-from .config import Config
 from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
@@ -37,6 +36,7 @@ from .images import read_image
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
+from .settings import Config
 from .train import middles, query_pixels
 from .weights import net_digest
 
