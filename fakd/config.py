@@ -120,7 +120,7 @@ class TrainConfig(Config):
         digest=False, resume="any",
     )
     out_dir: str = setting(
-        "reports/runs", "folder of runs, from the project's root or absolute", digest=False, resume="any", min_length=1
+        "reports/runs", "folder of runs, from the project's root", digest=False, resume="any", min_length=1
     )
 
     _join_sets = field_validator("data", "benchmarks", mode="before")(_read_sets)
@@ -267,9 +267,7 @@ class EvaluateConfig(Config):
         digest=False,  # the files are hashed instead
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N", digest=False)
-    out_dir: str = setting(
-        "reports/runs", "folder of runs, from the project's root, absolute or with ~", digest=False, min_length=1
-    )
+    out_dir: str = setting("reports/runs", "folder of runs, from the project's root", digest=False, min_length=1)
 
     _join_sets = field_validator("benchmarks", mode="before")(_read_sets)
 
