@@ -159,6 +159,10 @@ class DistillConfig(TrainConfig):
     taps: list[int | str] | None = setting(
         None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
     )
+    affinity_image: str | None = setting(
+        None, "evaluation image whose affinity is kept, SET/IMAGE; None: your own folder's first, or a held-out one",
+        digest=False, resume="any",
+    )
     compare: bool = setting(
         True, "also train the same student from the same start on the same batches without a teacher"
     )

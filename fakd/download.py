@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import html
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import time
@@ -27,6 +29,7 @@ import requests
 from .benchmarks import SETS, ImageSet, image_set, set_files
 from .core import FakdError, cpu_quota, pick, root
 from .degrade import degrade
+from .files import memory_bound
 from .images import read_image
 from .progress import Bar
 
@@ -168,7 +171,9 @@ def _members(
                 yield member.name, member.size, partial(bundle.extractfile, member)
 
 # %% ../nbs/22_download.ipynb #1bfa2815
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, NotImplementedError)
+# RuntimeError: encrypted; from ValueError on: names and sizes that make no sense
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, RuntimeError,
+           ValueError, IndexError, OverflowError, struct.error, MemoryError)
 
 
 def unpack(
@@ -180,22 +185,25 @@ def unpack(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
         room = shutil.disk_usage(folder).free
         try:
-            for name, size, reader in _members(file):
-                path = PurePosixPath(name.replace("\\", "/"))
-                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                    raise FakdError(f"{file.name}: the member {name} would leave its folder; nothing was unpacked.")
-                room -= size
-                if room < 0:
-                    raise FakdError(f"{file.name}: its members need more room than {folder} has; nothing was unpacked.")
-                target = Path(temporary, *path.parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with reader() as source, open(target, "wb") as copy:
-                    shutil.copyfileobj(source, copy, 1 << 20)
+            with memory_bound(2**31):  # a name of gigabytes packs well
+                for name, size, reader in _members(file):
+                    path = PurePosixPath(name.replace("\\", "/"))
+                    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                        raise FakdError(f"{file.name}: the member {name} would leave its folder; nothing was unpacked.")
+                    room -= size
+                    if room < 0:
+                        raise FakdError(f"{file.name}: needs more room than {folder} has; nothing was unpacked.")
+                    target = Path(temporary, *path.parts)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with reader() as source, open(target, "wb") as copy:
+                        shutil.copyfileobj(source, copy, 1 << 20)
+        except FakdError:
+            raise
         except _BROKEN as fault:
             raise FakdError(f"{file}: a broken archive ({fault}). Delete it and fetch it again.") from None
         _merge(Path(temporary), folder)
 
-
+# %% ../nbs/22_download.ipynb #7dc8d4fb
 def _merge(source: Path, folder: Path) -> None:
     "Move what a folder lacks into it; what is there stays."
     for item in sorted(source.iterdir()):

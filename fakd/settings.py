@@ -128,9 +128,18 @@ def explain(
             lines.append((f"{name}: " if name else "") + str(e["ctx"]["error"]))
         elif e["type"] == "literal_error":
             lines.append(
-                f"{name} {e['input']!r}: choose {(wanted := e['ctx']['expected'])}. "
-                f"{nearest(str(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
+                f"{name} {_shown(e['input'])}: choose {(wanted := e['ctx']['expected'])}. "
+                f"{nearest(_shown(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
             )
         else:
-            lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
+            lines.append(f"{name} {_shown(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}.")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    "A value in a message: not all of a long one, and a number that Python does not print."
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "(a number of thousands of digits)"
+    return text if len(text) <= 200 else f"{text[:200]}..."
