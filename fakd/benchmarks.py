@@ -22,7 +22,8 @@ from .pairs import ImagePair, cached_pairs, in_order
 from .progress import Bar
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks']
+__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks',
+           'one_pair']
 
 # %% ../nbs/20_benchmarks.ipynb #3afecae1
 def _read_pair(
@@ -102,6 +103,11 @@ class ImageSet:
             return cached_pairs(key, read, len(entries), self.name, progress, workers)
         pairs = in_order(read, len(entries), workers)
         return list(Bar(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
+
+    @property
+    def own(self) -> bool:
+        "Whether it is a folder of the user's, and not a known set, wherever that lies."
+        return self.place is not None and not self.source
 
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."
@@ -291,3 +297,15 @@ def join_sets(
 def found_benchmarks() -> list[str]:  # of Set5, Set14, B100, Urban100
     "The benchmark sets that are there."
     return [name for name in BENCHMARKS if SETS[name].found()]
+
+# %% ../nbs/20_benchmarks.ipynb #282710cd
+def one_pair(
+    images: ImageSet,  # any set
+    name: str | None,  # of an image in it; None: the first
+    scale: int,        # 2, 3, 4 or 8
+) -> ImagePair:
+    "Read one image of a set alone."
+    entries = {entry.name: entry for entry in set_files(images, scale)}
+    if name is not None and name not in entries:
+        raise FakdError(f'image "{name}" is not in {images.name}. {nearest(name, entries)}')
+    return _read_pair(entries[name or next(iter(entries))], scale)

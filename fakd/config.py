@@ -190,12 +190,21 @@ def explain(
             lines.append(f"{name}: {str(e['ctx']['error'])}")
         elif e["type"] == "literal_error":
             lines.append(
-                f"{name} {e['input']!r}: choose {(wanted := e['ctx']['expected'])}. "
-                f"{nearest(str(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
+                f"{name} {_shown(e['input'])}: choose {(wanted := e['ctx']['expected'])}. "
+                f"{nearest(_shown(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
             )
         else:
-            lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
+            lines.append(f"{name} {_shown(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}.")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    "A value in a message: not all of a long one, and a number that Python does not print."
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "(a number of thousands of digits)"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 # %% ../nbs/56_config.ipynb #f9ec84ed
 def _list(text: str) -> list[int | str]:
@@ -223,6 +232,10 @@ class DistillConfig(TrainConfig):
     loss: str = _field("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
     taps: list[int | str] | None = _field(
         None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
+    )
+    affinity_image: str | None = _field(
+        None, "evaluation image whose affinity is kept, SET/IMAGE; None: your own folder's first, or a held-out one",
+        digest=False, resume="any",
     )
     compare: bool = _field(
         True, "also train the same student from the same start on the same batches without a teacher"

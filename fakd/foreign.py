@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import FakdError
+from .files import memory_bound
 from .nets import NETS, make_net, net_spec
 from .value_range import SIDE, evaluating, probe_images, settle_range, try_views
 from .weights import UnknownNetError, load_net, read_state
@@ -125,9 +126,13 @@ def load_any(
     state, metadata = read_state(path)
     spandrel = _spandrel()
     try:
-        descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
+        with memory_bound(8 * sum(x.nbytes for x in state.values()) + 2**31):
+            descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except spandrel.UnsupportedModelError:
         raise FakdError(f"{known} spandrel does not know it either.") from None
+    except Exception as fault:  # its readers of forty networks trust the shapes they find
+        why = str(fault).strip().split("\n")[0] or type(fault).__name__
+        raise FakdError(f"{known} spandrel cannot read it either ({why}).") from None
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.input_channels != 3:
         raise FakdError(f"{path}: {descriptor.architecture.name} is no network from RGB images to RGB images.")
     net = _of_spandrel(descriptor, value_range)

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import queue
 import shutil
 import tempfile
 import threading
-import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .core import FakdError, cpu_quota, rng, root
+from .files import read_json
 from .progress import Bar
 
 # %% auto #0
@@ -79,32 +79,16 @@ def in_order(
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/15_pairs.ipynb #e9444d56
-def _write_pixels(
-    path: Path,                   # a new file
-    images: Iterator[ImagePair],  # read one by one
-) -> dict[str, Any]:              # what the index says of it
-    "Write the pixels of pairs one after the other, and count and sum them."
-    entries, at, check = [], 0, 0
-    with open(path, "wb") as file:
-        for pair in images:
-            entries.append([pair.name, at, *pair.hr_img.shape[:2], *pair.lr_img.shape[:2]])
-            for img in (pair.hr_img, pair.lr_img):
-                data = np.ascontiguousarray(img).data
-                at, check = at + file.write(data), zlib.crc32(data, check)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": at, "crc32": check, "pairs": entries}
-
-
-def _sweep(folder: Path) -> None:
-    "Remove what killed builds left; one that still goes on was touched today."
-    for place in folder.glob(".building-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - max(p.stat().st_mtime for p in (place, *place.iterdir())) > 86_400:
-                shutil.rmtree(place, ignore_errors=True)
-
 # %% ../nbs/15_pairs.ipynb #ca162766
+def _seal(entries: list[Any], folder: Path) -> str:
+    "Checksum of the index and the pixels of a cache."
+    seal = hashlib.sha256(json.dumps(entries).encode())
+    with open(folder / "pixels.u8", "rb") as file:
+        while block := file.read(1 << 22):
+            seal.update(block)
+    return seal.hexdigest()
+
+# %% ../nbs/15_pairs.ipynb #5dcb8462
 class ImageCache:
     "Decoded pairs in one memory-mapped file, named by the digest of their content."
 
@@ -115,29 +99,14 @@ class ImageCache:
     ):
         self.dir = (Path(folder) if folder else cache_dir()) / "images" / key[:32]
 
-    def index(self) -> dict[str, Any] | None:
-        "What it holds: `bytes`, `crc32` and a line a pair; None if it is not there, whole."
+    @property
+    def complete(self) -> bool:
+        "Whether it is there, whole, and holds what was written: every byte is read once."
         try:
-            text = (self.dir / "index.json").read_text(encoding="utf-8")
-            body, _, check = text.rpartition("\n")
-            index = json.loads(body)
-            size = (self.dir / "pixels.u8").stat().st_size
-            return index if int(check, 16) == zlib.crc32(body.encode()) and size == index["bytes"] else None
+            index = read_json(self.dir / "index.json", "index of a cache")
+            return bool(_seal(index["pairs"], self.dir) == index["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def sound(self, progress: bool = False) -> bool:
-        "Whether it is there with every byte as it was written."
-        index, found = self.index(), 0
-        if index is None:
             return False
-        with open(self.dir / "pixels.u8", "rb") as file, Bar(
-            total=index["bytes"], desc="verify cache", unit="B", unit_scale=True, disable=not progress, leave=False
-        ) as bar:
-            while block := file.read(1 << 24):
-                found = zlib.crc32(block, found)
-                bar.update(len(block))
-        return bool(found == index["crc32"])
 
     def build(
         self,
@@ -145,12 +114,18 @@ class ImageCache:
     ) -> None:
         "Write all pairs beside the final place and rename; another process may do the same at the same time."
         self.dir.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(self.dir.parent)
-        place = Path(tempfile.mkdtemp(dir=self.dir.parent, prefix=".building-"))
+        place, entries, at = Path(tempfile.mkdtemp(dir=self.dir.parent, prefix=".building-")), [], 0
         try:
-            body = json.dumps(_write_pixels(place / "pixels.u8", images))
-            (place / "index.json").write_text(f"{body}\n{zlib.crc32(body.encode()):08x}", encoding="utf-8")
-            if self.dir.exists() and not self.sound():  # damaged: out of the way
+            with open(place / "pixels.u8", "wb") as file:
+                for pair in images:
+                    entries.append([pair.name, at, *pair.hr_img.shape[:2], *pair.lr_img.shape[:2]])
+                    for img in (pair.hr_img, pair.lr_img):
+                        at += file.write(np.ascontiguousarray(img).data)
+                file.flush()
+                os.fsync(file.fileno())
+            index = {"bytes": at, "pairs": entries, "sha256": _seal(entries, place)}
+            (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
+            if self.dir.exists() and not self.complete:  # damaged: out of the way
                 shutil.rmtree(self.dir, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was first, and its folder is as good
                 os.rename(place, self.dir)
@@ -159,8 +134,9 @@ class ImageCache:
 
     def pairs(self) -> list[ImagePair]:
         "The pairs as views of the mapped file."
+        index = read_json(self.dir / "index.json", "index of a cache")
         pixels, found = np.memmap(self.dir / "pixels.u8", np.uint8, mode="r"), []
-        for name, at, hr_h, hr_w, lr_h, lr_w in (self.index() or {"pairs": []})["pairs"]:
+        for name, at, hr_h, hr_w, lr_h, lr_w in index["pairs"]:
             middle = at + 3 * hr_h * hr_w
             hr_img = np.asarray(pixels[at:middle]).reshape(hr_h, hr_w, 3)
             lr_img = np.asarray(pixels[middle:middle + 3 * lr_h * lr_w]).reshape(lr_h, lr_w, 3)
@@ -177,16 +153,11 @@ def cached_pairs(
     workers: int | None = None,        # threads that read, None: one a CPU
     folder: str | Path | None = None,  # of all caches, None: `cache_dir()`
 ) -> list[ImagePair]:
-    "Pairs from the cache, which is built first if it is not there or has changed on the disk."
+    "Pairs from the cache, which is built first if it is not there."
     cache = ImageCache(key, folder)
-    if not cache.sound(progress):
+    if not cache.complete:
         reading = in_order(make, count, workers)
-        bar = Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)
-        try:
-            cache.build(iter(bar))
-        except OSError as fault:
-            raise FakdError(f"{cache.dir.parent}: the images of {name} cannot be kept there "
-                            f"({fault.strerror or fault}). Make room there.") from None
+        cache.build(iter(Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)))
     return cache.pairs()
 
 # %% ../nbs/15_pairs.ipynb #8cd50137

@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from scipy import ndimage
 from torch import nn
 
-from .affinity import pixel_row
+from .affinity import mean_row
 from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
-from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
-from .degrade import imresize
+from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
 from .evaluate import bicubic_rows, evaluate, super_resolve
 from .foreign import Foreign, copied, ready_net, spec_of
+from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
@@ -43,8 +42,8 @@ from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Sn
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'equal_time_steps', 'fit',
-           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'prepare', 'equal_time_steps', 'fit', 'Fitted',
+           'held_out_psnr', 'score', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -250,23 +249,6 @@ def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_
     places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
     return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
-# %% ../nbs/65_train.ipynb #92ab462f
-def middles(
-    images: Sequence[ImagePair],  # of any size
-    side: int,                    # in LR pixels
-) -> list[ImagePair]:
-    "The middle of each image, at most `side` LR pixels wide and high: enough for a curve."
-    small = []
-    for pair in images:
-        s = pair.scale
-        (y, h), (x, w) = (((n - min(n, side)) // 2, min(n, side)) for n in pair.lr_img.shape[:2])
-        small.append(
-            ImagePair(
-                pair.name, pair.hr_img[s * y : s * (y + h), s * x : s * (x + w)], pair.lr_img[y : y + h, x : x + w]
-            )
-        )
-    return small
-
 # %% ../nbs/65_train.ipynb #65aef708
 def _able(student: nn.Module, cfg: Any) -> nn.Module:
     "A student that can be trained at the run's scale; one of a class that fakd does not know is tried on two patches."
@@ -313,6 +295,7 @@ def prepare(
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
         cfg = setup.config
+        _looked_at(setup)  # refuses an image that is not there
     _check_loss(setup, fresh)
     setup.origin = {
         "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
@@ -479,50 +462,27 @@ def score(
     every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
     setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
     shown = {method: net for method, net in nets.items() if method != "plain_equal_time"}  # asked for its numbers only
-    _keep_images(setup, shown)
+    keep_images(setup.run, setup.sets, cfg.scale, shown, cfg.device)
     if setup.taps:
         _keep_affinity(setup, shown)
     return setup.rows
 
-# %% ../nbs/65_train.ipynb #8e1d1ac8
-def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
-    "Whole images of the first sample set, which may be passed on; benchmark images are not kept."
-    for images in [s for s in setup.sets if s.layout == "sample"][:1]:
-        for pair in images.pairs(setup.config.scale):
-            folder = setup.run.image_dir(images.name, pair.name)
-            shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, setup.config.scale)}
-            shown |= {method: super_resolve(net, pair.lr_img, setup.config.device) for method, net in nets.items()}
-            for name, img in shown.items():
-                write_image(folder / f"{name}.png", img)
-
-# %% ../nbs/65_train.ipynb #6857da27
-def query_pixels(
-    lr_img: np.ndarray,      # uint8, (h, w, 3)
-    count: int = 3,          # one a vertical band
-) -> list[tuple[int, int]]:  # y, x
-    "Places worth asking about: the strongest edge of each vertical band, away from the border."
-    grey = lr_img.astype(np.float64).mean(2)
-    detail = ndimage.gaussian_filter(ndimage.gaussian_gradient_magnitude(grey, 1.0), 1.0)
-    detail[:4], detail[-4:], detail[:, :4], detail[:, -4:] = 0, 0, 0, 0
-    edges = np.linspace(0, grey.shape[1], count + 1).astype(int)
-    places = [np.unravel_index(np.argmax(detail[:, a:b]), (grey.shape[0], b - a)) for a, b in itertools.pairwise(edges)]
-    return [(int(y), int(x + a)) for (y, x), a in zip(places, edges[:-1], strict=True)]
-
 # %% ../nbs/65_train.ipynb #e78fc71f
 def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    "The held-out LR image whose affinity a run keeps, and query pixels in it."
-    lr_img = middles(setup.held_out[:1], 96)[0].lr_img
+    "The middle of the LR image whose affinity a run keeps, and query pixels in it."
+    cfg = setup.config
+    lr_img = middles([affinity_pair(cfg.affinity_image, setup.sets, setup.held_out, cfg.scale)], 96)[0].lr_img
     return lr_img, query_pixels(lr_img)
 
 
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
-    "The watcher of the affinity, where the run compares taps with those of one teacher."
+    "The watcher of the affinity, where the run compares taps with a teacher's."
     teachers = members(setup.teacher)
-    if len(teachers) != 1 or not setup.taps or method == "plain_equal_time":
+    if not teachers or not setup.taps or method == "plain_equal_time":
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
-    return [Snapshots(path, lr_img, queries[0], teachers[0], [(ours, theirs) for ours, theirs in setup.taps])]
+    return [Snapshots(path, lr_img, queries[0], teachers, setup.taps)]
 
 
 def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
@@ -532,13 +492,14 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
     for method, net in nets.items():
         looks = list(enumerate(members(net), 1)) if method == "teacher" else [(0, net)]
-        rows = []  # of several teachers: their mean
+        found = []  # the maps of each; several teachers are shown as their mean
         for side, one in looks:
             with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
                 one(to_batch([lr_img], next(one.parameters()).device))
-                rows.append([torch.cat([pixel_row(maps, q, lr_img.shape[:2]) for q in queries]) for maps in taps.maps])
-        for i, of_tap in enumerate(zip(*rows, strict=True)):
-            arrays[f"{method}/{i}"] = torch.stack(of_tap).mean(0).half().cpu().numpy()
+                found.append(taps.maps)
+        for i, maps in enumerate(zip(*found, strict=True)):
+            rows = [mean_row(maps, q, lr_img.shape[:2]) for q in queries]
+            arrays[f"{method}/{i}"] = torch.cat(rows).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 

@@ -197,7 +197,7 @@ def test_an_interrupted_build_leaves_nothing_and_a_damaged_cache_is_built_anew(t
     cached_pairs("k" * 64, numbered, 9, folder=tmp_path)
     with open(tmp_path / "images" / ("k" * 32) / "pixels.u8", "r+b") as file:
         file.truncate(1000)
-    assert ImageCache("k" * 64, tmp_path).index() is None
+    assert not ImageCache("k" * 64, tmp_path).complete
     assert len(cached_pairs("k" * 64, numbered, 9, folder=tmp_path)) == 9
 
 
@@ -241,10 +241,10 @@ def test_a_flipped_bit_in_a_cache_is_seen_and_the_cache_built_anew(tmp_path):
             body = bytearray(whole)
             body[place // 8] ^= 1 << (place % 8)
             (cache.dir / name).write_bytes(body)
-            assert not cache.sound()
+            assert not cache.complete
         (cache.dir / name).write_bytes(body)
         pairs = cached_pairs("k" * 64, numbered, 4, folder=tmp_path)
-        assert cache.sound() and np.array_equal(pairs[3].hr_img, truth)
+        assert cache.complete and np.array_equal(pairs[3].hr_img, truth)
 
 
 def test_what_killed_builds_left_is_removed_after_a_day(tmp_path):
