@@ -220,7 +220,7 @@ def _inside(name: str, file: Path) -> PurePosixPath:
         raise FakdError(f"{file.name}: the member {repr(name)[1:-1]} would leave its folder; nothing was unpacked.")
     return path
 
-
+# %% ../nbs/22_download.ipynb #44496784
 def unpack(
     file: Path,              # a zip or tar archive
     folder: Path,            # gets its top folders; those that are there already get what they lack
