@@ -135,7 +135,7 @@ def prepare_evaluation(
         "backbones": [find_path(path) for path in cfg.backbone_files],
     })
     first, *others = about
-    words = f"{Path(first).name}-and-{len(others)}" if others else Path(first).name
+    words = Path(first).name[:60] + (f"-and-{len(others)}" if others else "")  # a folder's name has its limits
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
@@ -245,6 +245,7 @@ def finish_evaluation(
         run_id=evaluation.run.id, kind="evaluate", created=evaluation.created, finished=now(), state="finished",
         digest=evaluation.digest, given=evaluation.given,
         resolved={**evaluation.config.model_dump(), "scale": ", ".join(map(str, evaluation.scales))},
+        origin=evaluation.config.origin(),
         environment=environment(), code_digest=evaluation.code, data=evaluation.data, teacher=None,
         student={**({} if others else alone), "nets": evaluation.about, "ways": ways,
                  **({"perception": evaluation.perception} if evaluation.perception else {})},

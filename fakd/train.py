@@ -198,7 +198,7 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
             raise FakdError(f"student {spec_of(student)}: none of its parameters is trained. "
                             "Call its requires_grad_(True) first.")
         named["student"] = f"{MODULE}{spec_of(student)}"
-    return config.model_copy(update=named)
+    return config.with_given(**named)
 
 
 def _listed(teacher: Any, scale: int) -> list[Teacher]:
@@ -506,6 +506,7 @@ def finish(
         digest=setup.digest,
         given=setup.given,
         resolved=cfg.model_dump(),
+        origin=cfg.origin(),
         environment=environment(),
         code_digest=setup.code,
         data=setup.data,
