@@ -10,7 +10,7 @@ import html
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +116,18 @@ def blank_figure(
 
 # %% ../nbs/70_figures.ipynb #55eb6bb9
 class Figures(list[Figure]):
-    "Figures that a notebook shows one below the other."
+    "Figures that a notebook shows one below the other; or why there are none."
+
+    def __init__(
+        self,
+        figures: Iterable[Figure] = (),
+        why: str = "",  # said where there are none
+    ):
+        super().__init__(figures)
+        self.why = why
 
     def _repr_html_(self) -> str:
-        pages = []
+        pages = [] if self else [f"<p>{html.escape(self.why)}</p>"]
         for fig in self:
             file = io.BytesIO()
             fig.savefig(file, format="png", dpi=110, metadata=_NO_DATES[".png"], facecolor=fig.get_facecolor())

@@ -204,7 +204,7 @@ def left_out_words(
 class DataUse(BaseModel):
     "One set that a run read."
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     role: Literal["train", "validate", "evaluate"]
@@ -229,7 +229,7 @@ class DataUse(BaseModel):
 class Artefact(BaseModel):
     "One file of a run."
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str = Field(description="relative to the run's folder, with forward slashes")
     bytes: int
@@ -242,7 +242,7 @@ _Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # height and wi
 class _About(TypedDict, total=False):
     "A network; an evaluation has several in `nets`, and the ways in which each was used."
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
     network: str
     scale: int
@@ -265,7 +265,7 @@ class _About(TypedDict, total=False):
 class _Environment(TypedDict, total=False):
     "The machine and the installation."
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
     versions: dict[str, str | None]
     git: dict[str, str | bool | None] | None
@@ -273,7 +273,7 @@ class _Environment(TypedDict, total=False):
 
 _DETAILS: dict[str, TypeAdapter[Any]] = {
     "teacher": TypeAdapter(_About | None), "student": TypeAdapter(_About), "environment": TypeAdapter(_Environment),
-    "history": TypeAdapter(dict[str, dict[str, float | int | None]]),
+    "history": TypeAdapter(dict[str, dict[str, float | int | None]], config=ConfigDict(allow_inf_nan=False)),
 }  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def _check_details(value: Any, info: ValidationInfo) -> Any:
 class Record(BaseModel):
     "Everything a finished or failed run says about itself."
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     run_id: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -302,6 +302,9 @@ class Record(BaseModel):
     digest: str = Field(description="sha256 of everything that decided the result")
     given: dict[str, Any] = Field(description="what was asked")
     resolved: dict[str, Any] = Field(description="the same with no open choice left")
+    origin: dict[str, str] = Field(
+        default_factory=dict, description="where each of these comes from: given, preset, chosen, default"
+    )
     environment: dict[str, Any] = Field(description="python, machine, versions, git commit")
     code_digest: str
     data: list[DataUse]

@@ -19,18 +19,18 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from .affinity import pixel_row
+from .affinity import mean_row
 from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
-from .evaluate import bicubic_rows, evaluate, super_resolve
-from .foreign import Foreign, copied, ready_net, spec_of
+from .evaluate import bicubic_rows, choose_border, evaluate, super_resolve
+from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
-from .nets import NETS, make_net, net_spec
+from .nets import make_net, net_spec
 from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
@@ -40,7 +40,7 @@ from .screening import screen
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
-from .weights import load_net, net_digest, read_state, save_weights
+from .weights import load_net, load_weights, net_digest, save_weights
 
 # %% auto #0
 __all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'prepare', 'equal_time_steps', 'fit', 'Fitted',
@@ -199,7 +199,7 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
             raise FakdError(f"student {spec_of(student)}: none of its parameters is trained. "
                             "Call its requires_grad_(True) first.")
         named["student"] = f"{MODULE}{spec_of(student)}"
-    return config.model_copy(update=named)
+    return config.with_given(**named)
 
 
 def _listed(teacher: Any, scale: int) -> list[Teacher]:
@@ -250,25 +250,6 @@ def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_
     places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
     return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
-# %% ../nbs/65_train.ipynb #65aef708
-def _able(student: nn.Module, cfg: Any) -> nn.Module:
-    "A student that can be trained at the run's scale; one of a class that fakd does not know is tried on two patches."
-    role = "network" if isinstance(cfg, TeacherConfig) else "student"
-    student, side = ready_net(student, role, cfg.scale), cfg.patch_px
-    if type(student) in NETS.values():
-        return student
-    net, sr_imgs = copied(student).train(), torch.zeros(0)
-    try:
-        sr_imgs = net(torch.full((2, 3, side, side), 127.0, device=next(net.parameters()).device))
-        sr_imgs.mean().backward()
-    except Exception as fault:  # whatever a module of somebody else raises
-        why = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise FakdError(f"{role} {spec_of(net)}: it cannot be trained on patches of {side}x{side} ({why}).") from fault
-    if sr_imgs.shape != (2, 3, cfg.scale * side, cfg.scale * side):
-        raise FakdError(f"{role} {spec_of(net)}: in training it makes {tuple(sr_imgs.shape)} "
-                        f"of (2, 3, {side}, {side}).")
-    return student
-
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
     config: DistillConfig | TeacherConfig,                         # as given
@@ -291,7 +272,8 @@ def prepare(
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     setup.student = own_student
-    fresh = _able(setup.new_student(), cfg)
+    role = "student" if isinstance(cfg, DistillConfig) else "network"
+    fresh = able_net(setup.new_student(), role, cfg.scale, cfg.patch_px)
     if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
@@ -390,6 +372,7 @@ def fit(
         raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
     origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
+    trainer.net.border = choose_border(trainer.net, setup.held_out, cfg.device)  # type: ignore[assignment]
     setup.nets[method] = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
     return Fitted(method, setup.nets[method], setup.histories[method], trainer.sittings)
 
@@ -409,7 +392,9 @@ def _through_file(setup: Setup, net: nn.Module, path: Path, **origin: str) -> nn
         return _read_net(setup, path)
     state = {k: v.detach().cpu().clone().contiguous() for k, v in net.model.state_dict().items()}
     with atomic_write(path) as temporary:  # the module's own names
-        temporary.write_bytes(save(state, {"network": net.spec, "scale": str(net.scale), **origin}))
+        notes = {"network": net.spec, "scale": str(net.scale), "value_range": str(round(255 / net.gain))}
+        notes |= {"border": str(net.border)} if net.border else {}
+        temporary.write_bytes(save(state, {**notes, **origin}))
     return _read_net(setup, path)
 
 
@@ -418,8 +403,7 @@ def _read_net(setup: Setup, path: Path) -> nn.Module:
     again = setup.new_student()
     if not isinstance(again, Foreign):
         return load_net(path)
-    again.model.load_state_dict(read_state(path)[0])
-    return again.eval()
+    return load_weights(again, path).eval()
 
 
 def _method(setup: Setup, distil: bool) -> str:
@@ -479,13 +463,13 @@ def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
-    "The watcher of the affinity, where the run compares taps with those of one teacher."
+    "The watcher of the affinity, where the run compares taps with a teacher's."
     teachers = members(setup.teacher)
-    if len(teachers) != 1 or not setup.taps or method == "plain_equal_time":
+    if not teachers or not setup.taps or method == "plain_equal_time":
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
-    return [Snapshots(path, lr_img, queries[0], teachers[0], [(ours, theirs) for ours, theirs in setup.taps])]
+    return [Snapshots(path, lr_img, queries[0], teachers, setup.taps)]
 
 
 def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
@@ -495,13 +479,14 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
     for method, net in nets.items():
         looks = list(enumerate(members(net), 1)) if method == "teacher" else [(0, net)]
-        rows = []  # of several teachers: their mean
+        found = []  # the maps of each; several teachers are shown as their mean
         for side, one in looks:
             with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
                 one(to_batch([lr_img], next(one.parameters()).device))
-                rows.append([torch.cat([pixel_row(maps, q, lr_img.shape[:2]) for q in queries]) for maps in taps.maps])
-        for i, of_tap in enumerate(zip(*rows, strict=True)):
-            arrays[f"{method}/{i}"] = torch.stack(of_tap).mean(0).half().cpu().numpy()
+                found.append(taps.maps)
+        for i, maps in enumerate(zip(*found, strict=True)):
+            rows = [mean_row(maps, q, lr_img.shape[:2]) for q in queries]
+            arrays[f"{method}/{i}"] = torch.cat(rows).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
@@ -514,7 +499,6 @@ def finish(
     cfg, run = setup.config, setup.run
     if setup.record is not None:
         return run
-    student = setup.new_student()
     record = Record(
         run_id=run.id,
         kind=setup.kind,
@@ -525,11 +509,12 @@ def finish(
         digest=setup.digest,
         given=setup.given,
         resolved=cfg.model_dump(),
+        origin=cfg.origin(),
         environment=environment(),
         code_digest=setup.code,
         data=setup.data,
         teacher=_about_teacher(setup),
-        student=_about(student, "initialised from the seed", [pair[0] for pair in setup.taps], cfg.patch_px),
+        student=_about_student(setup),
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
@@ -552,10 +537,19 @@ def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> d
         "source": source,
         "digest": net_digest(net),
         "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()},
-        "assumptions": list(getattr(net, "assumptions", [])),
+        "assumptions": assumed_of(net),
     }
 
 
+def _about_student(setup: Setup) -> dict[str, Any]:
+    "The student before training, and the borders that the trained ones want."
+    taps = [pair[0] for pair in setup.taps]
+    about = _about(setup.new_student(), "initialised from the seed", taps, setup.config.patch_px)
+    lines = [f"{method}: {line}" for method, net in setup.nets.items() for line in assumed_of(net)
+             if line not in about["assumptions"]]
+    return {**about, "assumptions": [*about["assumptions"], *lines]}
+
+# %% ../nbs/65_train.ipynb #57cc252d
 def _about_teacher(setup: Setup) -> dict[str, Any] | None:
     "The teacher; of several each one, and all together."
     if setup.teacher is None:

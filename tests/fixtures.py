@@ -102,7 +102,8 @@ def _progress(folder: Path, methods: list[str]) -> None:
             maps = {f"rows/{i}": np.zeros((len(steps), 6, 8), np.float16) for i in range(len(TAPS))}
             maps |= {f"teacher/{i}": np.ones((6, 8), np.float16) for i in range(len(TAPS))}
             np.savez(folder / f"progress-{method}.npz", steps=steps, distances=far, taps=np.array(TAPS),
-                     query=np.array([2, 3]), **maps)
+                     query=np.array([2, 3]), image=np.zeros((6, 8, 3), np.uint8),
+                     compared=np.full(len(TAPS), 48), **maps)
 
 
 def _pictures(run: Run, methods: list[str], gain: float) -> None:

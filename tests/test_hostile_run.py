@@ -95,7 +95,8 @@ def hostile(tmp_path_factory) -> Run:
              taps=np.array(taps), **maps)
     for method in ("plain", "distilled"):
         np.savez(run.dir / "snapshots" / f"progress-{method}.npz", steps=np.array([1, 2]), distances=np.ones((2, 2)),
-                 taps=np.array(taps), query=np.array([1, 2]), **{f"rows/{i}": np.zeros((2, 6, 8)) for i in (0, 1)},
+                 taps=np.array(taps), query=np.array([1, 2]), image=np.zeros((6, 8, 3), np.uint8),
+                 compared=np.array([48, 9]), **{f"rows/{i}": np.zeros((2, 6, 8)) for i in (0, 1)},
                  **{f"teacher/{i}": np.zeros((6, 8)) for i in (0, 1)})
     return run
 
