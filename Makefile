@@ -10,7 +10,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export hooks clean
+.PHONY: help demo test mutants lab export hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,9 @@ demo: $(INSTALLED) ## distil a student on embedded images, about 5 minutes on 2 
 
 test: $(INSTALLED) ## run every check; ends with "N passed, N failed"
 	@$(BIN)/python -m fakd.project checks
+
+mutants: $(INSTALLED) ## put faults into a copy, one at a time, and see that the tests notice: half an hour; ARGS="--list"
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 lab: $(INSTALLED) ## open JupyterLab at the main notebook; options: make lab ARGS="--no-browser --port 8890"
 	@echo "Opening JupyterLab; stop it with Ctrl-C"

@@ -1,0 +1,175 @@
+"""Do the tests notice? One fault at a time is put into a copy of the project, and the tests that should fail are run.
+
+    make mutants                                   all of tests/mutants.toml; ends with those that survive: none may
+    python tests/mutants.py ema-swapped rows-shave    some of them
+    python tests/mutants.py --list                 their names, and what each one breaks
+
+A mutant names a file of fakd/, a text that stands in it once, and what replaces it. The tests are named fastest first,
+and the first failure ends a mutant. Where a text is no longer found, the list has to follow the change that moved it.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("fakd", "nbs", "tests", "data", "settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "Makefile",
+          "environment.yml", "CITATION.cff", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+TIMEOUT = 1800  # seconds for the tests of one mutant; one that hangs is noticed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    "One fault."
+
+    id: str
+    what: str                            # the fault, in words
+    file: str                            # in fakd/
+    edits: tuple[tuple[str, str], ...]   # text before and after
+    tests: tuple[str, ...]               # files of tests/ without their ending, fastest first
+
+    def faults(self) -> list[str]:
+        "Why it cannot be applied."
+        path = ROOT / "fakd" / self.file
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found = [f"{self.id}: stands {text.count(before)} times in fakd/{self.file}, not once: {before.strip()}"
+                 for before, _ in self.edits if text.count(before) != 1]
+        return found + [f"{self.id}: there is no tests/{t}.py" for t in self.tests if not _file(t).is_file()]
+
+
+def _file(test: str) -> Path:
+    return ROOT / "tests" / f"{test}.py"
+
+
+def read_mutants() -> list[Mutant]:
+    "The list."
+    with open(ROOT / "tests" / "mutants.toml", "rb") as file:
+        entries = tomllib.load(file)["mutant"]
+    edits = [tuple((edit["before"], edit["after"]) for edit in e["edit"]) for e in entries]
+    return [Mutant(e["id"], e["what"], e["file"], pairs, tuple(e["tests"]))
+            for e, pairs in zip(entries, edits, strict=True)]
+
+
+def copy_project(folder: Path) -> Path:
+    "A copy to be broken; what lies beside the checkout is seen from there too."
+    copy = folder / ROOT.name
+    copy.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        elif source.exists():
+            shutil.copy2(source, copy / name)
+    if (ROOT.parent / "shared").exists():
+        (folder / "shared").symlink_to((ROOT.parent / "shared").resolve())
+    return copy
+
+
+@contextmanager
+def broken(copy: Path, mutant: Mutant) -> Iterator[None]:
+    "While open, the copy has the fault."
+    path = copy / "fakd" / mutant.file
+    whole = path.read_text(encoding="utf-8")
+    text = whole
+    for before, after in mutant.edits:
+        text = text.replace(before, after)
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def noticed(copy: Path, tests: Sequence[str]) -> str:
+    "The first test that fails in the copy, or nothing."
+    env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+                        "FAKD_THREADS": "1"}
+    for test in tests:  # a process each: the fastest shall not wait until the slow ones are collected
+        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "--tb=line", f"tests/{test}.py"]
+        try:
+            run = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return f"tests/{test}.py hangs"
+        if run.returncode:
+            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            return failed[0].split(" - ")[0].partition(" ")[2] if failed else f"tests/{test}.py cannot be run"
+    return ""
+
+
+def trial(mutant: Mutant, copies: SimpleQueue[Path]) -> tuple[str, float]:
+    "What notices a mutant, and after how many seconds."
+    copy, began = copies.get(), time.monotonic()
+    try:
+        with broken(copy, mutant):
+            return noticed(copy, mutant.tests), time.monotonic() - began
+    finally:
+        copies.put(copy)
+
+
+def survivors(mutants: Sequence[Mutant], jobs: int) -> list[Mutant]:
+    "Those that no test notices; each is told as it is found."
+    left = []
+    with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as place, ThreadPoolExecutor(jobs) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for k in range(jobs):
+            folder = Path(place) / str(k)
+            folder.mkdir()
+            copies.put(copy_project(folder))
+        pending = {pool.submit(trial, mutant, copies): mutant for mutant in mutants}
+        for number, done in enumerate(as_completed(pending), 1):
+            mutant, (test, seconds) = pending[done], done.result()
+            left += [] if test else [mutant]
+            print(f"[{number}/{len(mutants)}] {mutant.id}: {test or 'SURVIVES'} ({seconds:.0f} s)", flush=True)
+    return left
+
+
+def healthy(mutants: Sequence[Mutant]) -> bool:
+    "Whether the tests pass without any fault; else a failure would say nothing."
+    tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+    print(f"without a fault: {', '.join(tests)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as place:
+        test = noticed(copy_project(Path(place)), tests)
+    if test:
+        print(f"{test} fails without any fault: mend that first")
+    return not test
+
+
+def main() -> int:
+    "0 if every mutant is noticed, 1 if one survives or the list does not fit the code."
+    parser = argparse.ArgumentParser(description="Put one fault at a time into a copy of fakd and see who notices.")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="mutants to try (default: all)")
+    parser.add_argument("--list", action="store_true", help="show the mutants and stop")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")
+    given = parser.parse_args()
+    known = {mutant.id: mutant for mutant in read_mutants()}
+    if unknown := [name for name in given.ids if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}; --list shows the names")
+    chosen = [known[name] for name in given.ids] or list(known.values())
+    if given.list:
+        print("\n".join(f"{m.id:32} {m.file:22} {m.what}" for m in chosen))
+        return 0
+    if faults := [fault for mutant in chosen for fault in mutant.faults()]:
+        print("\n".join([*faults, "tests/mutants.toml does not fit the code any more"]))
+        return 1
+    if not healthy(chosen):
+        return 1
+    left = survivors(chosen, given.jobs)
+    print("\n".join(f"survives: {m.id}: {m.what}" for m in left))
+    print(f"{len(chosen)} mutants, {len(left)} survive")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
