@@ -101,10 +101,9 @@ def load_checkpoint(
     must_fit(2 * regular_file(path, "checkpoint").stat().st_size, f"checkpoint {path}")
     data = Path(path).read_bytes()
     body, seal, told = data[: -64 - len(_SEAL)], data[-64 - len(_SEAL) : -64], data[-64:]
-    if seal != _SEAL:
-        raise FakdError(f"{path}: {'cut off, or not a checkpoint of this version' if data else 'an empty file'}.")
-    if hashlib.sha256(body).hexdigest().encode() != told:
-        raise FakdError(f"{path}: damaged, its checksum does not hold. Without this file the run goes on from the "
+    if seal != _SEAL or hashlib.sha256(body).hexdigest().encode() != told:
+        broken = "damaged, its checksum does not hold" if seal == _SEAL else "cut off, or no checkpoint of this version"
+        raise FakdError(f"{path}: {broken if data else 'an empty file'}. Without this file a run goes on from the "
                         "checkpoint before it, or anew.")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)

@@ -27,7 +27,7 @@ from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
 from .degrade import imresize
-from .evaluate import bicubic_rows, evaluate, super_resolve
+from .evaluate import NotFinite, bicubic_rows, evaluate, super_resolve
 from .foreign import Foreign, as_net, load_any, spec_of
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
@@ -448,7 +448,10 @@ def held_out_psnr(
     device: str,                  # where to compute
 ) -> float:                       # dB, mean over images
     "PSNR-Y on held-out crops, for the curve; it steers nothing."
-    return float(np.mean([psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in images]))
+    try:
+        return float(np.mean([psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in images]))
+    except NotFinite:
+        raise Diverged("its images of held-out crops are not finite") from None
 
 # %% ../nbs/65_train.ipynb #f7854a25
 def score(
