@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from .affinity import affinity_l1, pixel_row, unit_maps
 from .core import FakdError, rng, to_batch
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
+from .files import read_arrays
 from .record import Run
 from .taps import Taps, resolve_taps
 
@@ -65,13 +67,17 @@ def read_affinity(
 ) -> AffinityRows | None:    # None: the run kept none
     "The rows in `snapshots/affinity.npz`."
     path = run.dir / "snapshots" / "affinity.npz"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    with np.load(path, allow_pickle=False) as file:
-        taps = [str(t) for t in file["taps"]]
-        methods = [m for m in ("teacher", "plain", "distilled") if f"{m}/0" in file]
-        maps = {m: [file[f"{m}/{i}"].astype(np.float32) for i in range(len(taps))] for m in methods}
-        return AffinityRows(file["image"], file["queries"].astype(int), taps, maps)
+    file = read_arrays(path, "file of affinities")
+    image, queries = file.take("image", "u", None, None, 3), file.take("queries", "iu", None, 2).astype(int)
+    if image.dtype != np.uint8 or not ((queries >= 0) & (queries < image.shape[:2])).all():
+        raise FakdError(f"{path}: its image is {image.dtype}, its queries are {queries.tolist()}.")
+    taps = file.take("taps", "U", None).tolist()
+    methods = [m for m in ("teacher", "plain", "distilled") if f"{m}/0" in file]
+    maps = {m: [file.take(f"{m}/{i}", "f", len(queries), None, None).astype(np.float32) for i in range(len(taps))]
+            for m in methods}
+    return AffinityRows(image, queries, taps, maps)
 
 # %% ../nbs/72_affinity_views.ipynb #74cec81f
 MAP_COLOURS, DIFFERENCE_COLOURS = "viridis", "RdBu_r"  # both legible with any colour vision
@@ -493,13 +499,14 @@ def read_progress(
     found = {}
     for method in ("plain", "distilled"):
         path = Path(run.dir) / "snapshots" / f"progress-{method}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as file:
-                taps = [str(t) for t in file["taps"]]
-                rows, teacher = ([file[f"{who}/{i}"].astype(np.float32) for i in range(len(taps))]
-                                 for who in ("rows", "teacher"))
-                y, x = file["query"].tolist()
-                found[method] = AffinityProgress(file["steps"], file["distances"], rows, teacher, (y, x), taps)
+        if os.path.lexists(path):
+            file = read_arrays(path, "file of affinities")
+            taps, steps = file.take("taps", "U", None).tolist(), file.take("steps", "iu", None)
+            rows = [file.take(f"rows/{i}", "f", len(steps), None, None).astype(np.float32) for i in range(len(taps))]
+            teacher = [file.take(f"teacher/{i}", "f", None, None).astype(np.float32) for i in range(len(taps))]
+            y, x = file.take("query", "iu", 2).tolist()
+            far = file.take("distances", "f", len(steps), len(taps))
+            found[method] = AffinityProgress(steps, far, rows, teacher, (y, x), taps)
     return found
 
 # %% ../nbs/72_affinity_views.ipynb #2ef67610

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .core import FakdError
 
 # %% auto #0
-__all__ = ['count_params', 'count_macs', 'describe_net', 'Latency', 'latency', 'peak_memory']
+__all__ = ['count_params', 'count_macs', 'describe_net', 'Latency', 'latencies', 'latency', 'peak_memory']
 
 # %% ../nbs/50_complexity.ipynb #0202c1c4
 def count_params(
@@ -95,32 +95,60 @@ class Latency(NamedTuple):
     repeats: int    # passes measured
 
 
-@torch.inference_mode()
-def latency(
-    net: nn.Module,                  # measured where its parameters lie, in evaluation mode
-    hw: tuple[int, int] = (48, 48),  # height and width of the LR input in pixels
-    repeats: int = 20,               # passes measured, after three that are not
-) -> Latency:
-    "How long a network takes for one image: median and spread."
-    if repeats < 1 or min(hw) < 1:
-        raise FakdError(f"latency: input {hw[0]} x {hw[1]} and repeats {repeats} must be at least 1.")
+def _architecture(net: nn.Module) -> tuple[Any, ...]:
+    "Equal for networks that differ in their weights alone."
+    tensors = [(name, tuple(t.shape), t.dtype, t.device) for name, t in (*net.named_parameters(), *net.named_buffers())]
+    return type(net), repr(net), getattr(net, "scale", None), repr(getattr(net, "sizes", None)), tuple(tensors)
+
+
+def _one_pass(net: nn.Module, hw: tuple[int, int]) -> float:
+    "Milliseconds of one pass over one grey image."
     like = next(net.parameters(), torch.zeros(()))
     lr_imgs = torch.full((1, 3, *hw), 127.0, device=like.device, dtype=like.dtype)
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    times = []
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+    start = time.perf_counter()
+    net(lr_imgs)
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+    return 1000 * (time.perf_counter() - start)
+
+# %% ../nbs/50_complexity.ipynb #5b19a72e
+@torch.inference_mode()
+def latencies(
+    nets: Mapping[str, nn.Module],   # by name; measured where their parameters lie, in evaluation mode
+    hw: tuple[int, int] = (48, 48),  # height and width of the LR input in pixels
+    repeats: int = 20,               # rounds measured, after three that are not
+) -> dict[str, Latency]:             # by name; networks of one architecture have the same
+    "How long networks take for one image, measured in turns: median and spread."
+    if repeats < 1 or min(hw) < 1:
+        raise FakdError(f"latency: input {hw[0]} x {hw[1]} and repeats {repeats} must be at least 1.")
+    modes = [(module, module.training) for net in nets.values() for module in net.modules()]
+    kinds = {name: _architecture(net) for name, net in nets.items()}
+    times: dict[tuple[Any, ...], list[float]] = {kind: [] for kind in kinds.values()}
     try:
-        for _ in range(3 + repeats):
-            start = time.perf_counter()
-            net(lr_imgs)
-            if like.is_cuda:
-                torch.cuda.synchronize(like.device)
-            times.append(1000 * (time.perf_counter() - start))
+        for net in nets.values():
+            net.eval()
+        for turn in range(3 + repeats):
+            first = turn % max(1, len(nets))
+            for name in [*nets][first:] + [*nets][:first]:
+                took = _one_pass(nets[name], hw)
+                times[kinds[name]] += [took] if turn >= 3 else []
     finally:
         for module, mode in modes:
             module.training = mode
-    low, median, high = np.percentile(times[3:], [25, 50, 75]).tolist()
-    return Latency(median, low, high, repeats)
+    ends = {kind: np.percentile(passes, [25, 50, 75]).tolist() for kind, passes in times.items()}
+    return {name: Latency(ends[kind][1], ends[kind][0], ends[kind][2], len(times[kind]))
+            for name, kind in kinds.items()}
+
+
+def latency(
+    net: nn.Module,                  # see `latencies`
+    hw: tuple[int, int] = (48, 48),  # height and width of the LR input in pixels
+    repeats: int = 20,               # passes measured, after three that are not
+) -> Latency:
+    "How long one network takes for one image: median and spread."
+    return latencies({"": net}, hw, repeats)[""]
 
 # %% ../nbs/50_complexity.ipynb #be7d0887
 class _Watch(TorchDispatchMode):

@@ -9,9 +9,10 @@ import ast
 import glob
 import html
 import inspect
-import json
 import math
 import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,7 +20,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from .benchmarks import found_benchmarks, image_set
+from .blocks import SCALES
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
+from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
@@ -51,22 +54,6 @@ def _step(step: int, steps: int, at: int | list[int] = 0, gamma: float = 0.5) ->
 
 SCHEDULES: dict[str, Callable[..., float]] = {"constant": _constant, "cosine": _cosine, "step": _step}
 
-# %% ../nbs/56_config.ipynb #2916bbc0
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what is accepted; others would turn or stop the training
-    "warmup": ("a whole number of steps from 0", _whole),
-    "floor": ("a number from 0 to 1", _share),
-    "at": ("a step from 0, or a list of such", lambda at: all(map(_whole, at if isinstance(at, list) else [at]))),
-    "gamma": ("a number above 0 and at most 1", lambda gamma: _share(gamma) and gamma > 0),
-}
-
 # %% ../nbs/56_config.ipynb #dab1b6cb
 def learn_rate_at(
     step: int,          # from 0
@@ -80,14 +67,14 @@ def learn_rate_at(
         raise FakdError(f"schedule {schedule}: give one of {', '.join(SCHEDULES)}, without a weight.")
     factor = SCHEDULES[pick(term.name, SCHEDULES, "schedule")]
     options = list(inspect.signature(factor).parameters)[2:]
-    for key, value in term.options.items():
+    for key in term.options:
         if key not in options:
             raise FakdError(f'schedule {schedule}: {term.name} has no option "{key}". {nearest(key, options)}'
                             f"Known: {', '.join(options) or 'none'}.")
-        accepted, is_right = _OPTIONS[key]
-        if not is_right(value):
-            raise FakdError(f"schedule {schedule}: {key} is {value!r}; give {accepted}.")
-    return learn_rate * float(factor(step, steps, **term.options))
+    try:
+        return learn_rate * float(factor(step, steps, **term.options))
+    except (TypeError, ValueError):
+        raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
 
 # %% ../nbs/56_config.ipynb #70bf60ef
 def _field(
@@ -100,7 +87,7 @@ def _field(
 class Config(BaseModel):
     "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(self, **values: Any):
@@ -153,7 +140,7 @@ class TrainConfig(Config):
     batch_size: int | None = _field(None, "patches a step", ge=1)
     accumulate: int = _field(1, "parts that a batch is computed in, to save memory", ge=1)
     patch_px: int | None = _field(None, "side of the LR patch in pixels", ge=4)
-    learn_rate: float | None = _field(None, "Adam's learning rate before the schedule", gt=0, le=1e15)
+    learn_rate: float | None = _field(None, "Adam's learning rate before the schedule", gt=0)
     schedule: str | None = _field(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
     clip_norm: float | None = _field(None, "largest norm of the gradient, 0: no clipping", ge=0)
     ema: float | None = _field(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
@@ -171,11 +158,6 @@ class TrainConfig(Config):
         resume="any",
     )
     out_dir: str = _field("reports/runs", "folder of runs", digest=False, resume="any")
-
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _read_scale(cls, scale: Any) -> Any:
-        return int(scale) if scale in ("2", "3", "4", "8") else scale  # papermill's -r gives text
 
     @field_validator("schedule")
     @classmethod
@@ -205,6 +187,12 @@ def explain(
         else:
             lines.append(f"{name} {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}.")
     return "\n".join(lines)
+
+# %% ../nbs/56_config.ipynb #f9ec84ed
+def _list(text: str) -> list[int | str]:
+    "A list written as text, as papermill hands it on: whole numbers and words between commas."
+    words = [word.strip(" '\"") for word in text.strip("[]() ").split(",")]
+    return [int(word) if re.fullmatch(r"-?\d{1,9}", word) else word for word in words if word]
 
 # %% ../nbs/56_config.ipynb #883adf19
 class DistillConfig(TrainConfig):
@@ -237,12 +225,7 @@ class DistillConfig(TrainConfig):
     @field_validator("taps", mode="before")
     @classmethod
     def _read_taps(cls, taps: Any) -> Any:
-        if not isinstance(taps, str):
-            return taps
-        try:
-            return list(ast.literal_eval(taps))
-        except (ValueError, SyntaxError, TypeError):
-            return [t.strip() for t in taps.strip("[]").split(",") if t.strip()]
+        return _list(taps) if isinstance(taps, str) else taps
 
     @field_validator("loss")
     @classmethod
@@ -342,9 +325,8 @@ class EvaluateConfig(Config):
     @field_validator("scales", mode="before")
     @classmethod
     def _read_scales(cls, scales: Any) -> Any:
-        scales = ast.literal_eval(scales) if isinstance(scales, str) and set(scales) <= set("[](), 2348") else scales
-        scales = [scales] if isinstance(scales, int) else scales
-        if isinstance(scales, (list, tuple)) and set(scales) - {2, 3, 4, 8}:
+        scales = _list(scales) if isinstance(scales, str) else [scales] if isinstance(scales, int) else scales
+        if isinstance(scales, (list, tuple)) and not (scales and all(type(s) is int and s in SCALES for s in scales)):
             raise FakdError(f"scales {list(scales)}: choose of 2, 3, 4 and 8.")
         return scales
 
@@ -388,10 +370,9 @@ def find_weights(
     for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
-            files = [p for p in path.glob("[!.]*") if p.suffix in _WEIGHTS]
-            records = (*path.glob("record.json"), *path.glob("*/record.json"))
-            runs = [r.parent for r in records if json.loads(r.read_text(encoding="utf-8")).get("state") == "finished"]
-            files += [p for run in runs for p in run.glob("weights/[!.]*") if p.suffix in _WEIGHTS]
+            files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
+            runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
+            files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
         else:
@@ -401,6 +382,16 @@ def find_weights(
                             "a folder of them, a finished run or a folder of runs.")
         found.update(dict.fromkeys(portable(p) for p in sorted(files)))
     return list(found)
+
+
+def _is_finished(record: Path) -> bool:
+    "Whether a record says so; one that cannot be read is passed over and named."
+    try:
+        said = read_json(record, "record")
+    except FakdError as fault:
+        warnings.warn(f"passed over: {fault}", stacklevel=2)
+        return False
+    return isinstance(said, dict) and said.get("state") == "finished"
 
 # %% ../nbs/56_config.ipynb #1f6558d1
 def fill(
@@ -431,8 +422,8 @@ def net_or_file(
     if not names_weights(text):
         return parse_net(text)[0], "spec"
     metadata = read_state(find_path(text))[1]
-    if "scale" in metadata and int(metadata["scale"]) != scale:
-        raise FakdError(f"{what} {text} is for scale {metadata['scale']}, the run is for scale {scale}.")
+    if metadata.get("scale", str(scale)) != str(scale):
+        raise FakdError(f"{what} {text} is for scale {metadata['scale'][:20]}, the run is for scale {scale}.")
     return parse_spec(metadata.get("spec", what))[0].name, "file"
 
 # %% ../nbs/56_config.ipynb #b3c12801
@@ -462,8 +453,8 @@ def find_teacher(
         return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
     shipped, runs = places("data/weights"), places("reports/runs")
-    files = [p for place in shipped for p in sorted(place.glob("[!.]*.safetensors"))]
-    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/[!.]*.safetensors"))]:
+    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
         has = read_state(path)[1]
         if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
             return portable(path)

@@ -19,11 +19,11 @@ from .core import PRECISIONS, FakdError, pick, to_batch, to_images
 from .degrade import imresize
 from .metrics import psnr_y, ssim_y
 from .pairs import ImagePair
-from .record import Row
+from .record import Row, compare_sets
 from .upscale import Net, tiled
 
 # %% auto #0
-__all__ = ['Make', 'NotFinite', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate']
+__all__ = ['Make', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate', 'worth_seeing']
 
 # %% ../nbs/62_evaluate.ipynb #92d13bee
 @contextmanager
@@ -45,10 +45,6 @@ def _evaluating(
             module.training = mode
 
 # %% ../nbs/62_evaluate.ipynb #fba4228b
-class NotFinite(FakdError):
-    "A network gives values that are not finite."
-
-
 def _upscaled(
     net: nn.Module,                 # forward(lr_imgs) -> sr_imgs, both 0..255
     lr_imgs: Sequence[np.ndarray],  # uint8, (h, w, 3), of one size
@@ -66,7 +62,7 @@ def _upscaled(
         run = partial(tiled, net, tile=tile) if tile else net
         sr_imgs = self_ensemble(run, batch) if ensemble else run(batch)
     if not torch.isfinite(sr_imgs).all():
-        raise NotFinite(f"the network's output at precision {precision} holds values that are not finite.")
+        raise FakdError(f"the network's output at precision {precision} holds values that are not finite.")
     return to_images(sr_imgs)
 
 
@@ -189,3 +185,17 @@ def evaluate(
         methods = {name: partial(_upscaled, net, device=device, precision=precision, ensemble=ensemble, tile=tile)
                    for name, net in nets.items()}
         return _rows(methods, sets, scale, progress, batch_px)
+
+# %% ../nbs/62_evaluate.ipynb #e9ea5af8
+def worth_seeing(
+    rows: Sequence[Row],     # of one set and scale
+    names: Sequence[str],    # of networks
+    most: int,               # networks, at most
+) -> tuple[list[str], str]:  # the best networks, in the order given, and an image
+    "The best networks on a set, and the image on which one of them gains most over bicubic: of those that count."
+    (found,) = compare_sets(rows).values()
+    measured = [name for name in names if name in found.methods]
+    best = sorted(measured, key=lambda name: -(found.mean(name) or 0.0))[:most]
+    gain = {image: max(found.rows[name, image].quality for name in best) - found.rows["bicubic", image].quality
+            for image in found.images if best and "bicubic" in found.methods}
+    return [n for n in measured if n in best], max(gain, key=lambda image: gain[image], default=rows[0].image)

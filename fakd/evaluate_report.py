@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .core import home
 from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
-from .record import Record, Row, Run, summarise
+from .record import Record, Row, Run, compare_sets, left_out, left_out_words, summarise
 from .report import Page, comparison, figure_links, inline_svg, page_origin, score_texts, write_rows
 
 # %% auto #0
@@ -61,8 +62,8 @@ def _line(
 
 
 def _sets(rows: Sequence[Row]) -> list[tuple[str, int]]:
-    "Names and numbers of images, in the order of evaluation."
-    return [(name, len({r.image for r in rows if r.set == name})) for name in dict.fromkeys(r.set for r in rows)]
+    "Names of sets and numbers of images that count, in the order of evaluation."
+    return [(name, len(found.images)) for name, found in compare_sets(rows).items()]
 
 
 _NOTE = "PSNR in dB and SSIM on the luma channel, means over the images of a set, at \u00d7{}. "
@@ -77,11 +78,13 @@ def mean_tables(
         rows = rows_at(record, scale)
         means, nets, ways = summarise(rows), record.student["nets"], record.student["ways"]
         names = [name for name, _ in _sets(rows)]
-        lines = [_line("Bicubic", {}, means["bicubic"], names, {})]
-        lines += [_line(m, nets[way["net"]], means[m], names, means["bicubic"])
+        base = means.get("bicubic", {})
+        lines = [_line("Bicubic", {}, base, names, {})] if base else []
+        lines += [_line(m, nets[way["net"]], means[m], names, base)
                   for m, way in ways.items() if m in means and m == way["net"]]
         note = _NOTE.format(scale) + "Multiply-adds are for a low-resolution image of 48 \u00d7 48 pixels. "
-        tables.append(ResultTable(_sets(rows), lines, note + "Difference: PSNR less that of bicubic."))
+        note += f"Difference: PSNR less that of bicubic. {left_out_words(rows)}"
+        tables.append(ResultTable(_sets(rows), lines, note.strip()))
     return tables
 
 
@@ -98,12 +101,13 @@ def variant_tables(
             if method in means and any(w["net"] == way["net"] for m, w in ways.items() if m != method):
                 net = {**nets[way["net"]]}
                 net["macs"] *= 8 if way["ensemble"] else 1
-                against = {} if method == way["net"] else means[way["net"]]
+                against = {} if method == way["net"] else means.get(way["net"], {})
                 lines.append(_line(method, net, means[method], names, against, 4))
         if lines:
             note = ("A plus marks the mean over eight views of the input; tiles have the given side in low-resolution "
                     "pixels, and images that fit into one are the same. Difference: PSNR less that of the first use.")
-            tables.append(ResultTable(_sets(rows), lines, _NOTE.format(scale) + note))
+            note = f"{_NOTE.format(scale)}{note} {left_out_words(rows)}".strip()
+            tables.append(ResultTable(_sets(rows), lines, note))
     return tables
 
 # %% ../nbs/83_evaluate_report.ipynb #538e19ab
@@ -111,15 +115,33 @@ def perception_table(
     record: Record,  # of an evaluation
 ) -> DataTable:      # a row for each set, scale and method; empty without LPIPS and DISTS
     "Means of LPIPS and DISTS over the images of a set; less is better."
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in record.student.get("perception", []):
-        groups.setdefault((row["scale"], row["set"], row["method"]), []).append(row)
+        groups.setdefault((row["scale"], row["set"]), []).append(row)
     table = DataTable()
-    for (scale, name, method), rows in groups.items():
+    for (scale, name), rows in groups.items():
         measures = [key for key in rows[0] if key not in ("method", "set", "image", "scale")]
-        means = {key: fixed(sum(row[key] for row in rows) / len(rows), 4) for key in measures}
-        table.append({"Set": f"{name}, \u00d7{scale}", "Method": TITLES.get(method, method), **means})
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        images = dict.fromkeys(row["image"] for row in rows)
+        whole = [i for i in images if _has_all([row for row in rows if row["image"] == i], methods, measures)]
+        without = ", ".join(i for i in images if i not in whole)
+        for method in methods:
+            mine = [row for row in rows if row["method"] == method and row["image"] in whole]
+            means = {k: fixed(math.fsum(row[k] for row in mine) / len(mine) if mine else None, 4) for k in measures}
+            table.append({"Set": f"{name}, \u00d7{scale}", "Method": TITLES.get(method, method),
+                          "Images": str(len(whole)) + (f" (without {without})" if without else ""), **means})
     return table
+
+
+def _has_all(
+    rows: Sequence[Mapping[str, Any]],  # of one image
+    methods: Sequence[str],             # of its set
+    measures: Sequence[str],            # LPIPS and DISTS
+) -> bool:
+    "Whether every method has the image once, with every measure a finite number: only then it counts."
+    values = [row.get(key) for row in rows for key in measures]
+    return sorted(row["method"] for row in rows) == sorted(methods) and all(
+        isinstance(v, (int, float)) and math.isfinite(v) for v in values)
 
 # %% ../nbs/83_evaluate_report.ipynb #806cc0aa
 _ROLES = {"teacher": "{}, teacher (FAKD, Table 3)", "student": "{}, student without FAKD (Table 3)",
@@ -145,13 +167,14 @@ def published_rows(
 def published_tables(
     record: Record,  # of an evaluation
 ) -> Tables:         # one a scale that has a published set
-    "Our networks beside FAKD's Table 3, on the sets that both have in full."
+    "Our networks beside FAKD's Table 3, on the sets of which both count every image."
     tables = Tables()
     for scale in scales_of(record):
         rows, theirs = rows_at(record, scale), published_rows(scale)
         means, nets = summarise(rows), record.student["nets"]
         known = {name for net in theirs.values() for name in net["means"]}
-        sets = [(name, count) for name, count in _sets(rows) if name in known]
+        partly = left_out(rows)  # their mean is over other images than the published one
+        sets = [(name, count) for name, count in _sets(rows) if name in known and name not in partly]
         if sets:
             names = [name for name, _ in sets]
             lines = [_line(m, nets[m], means[m], names, {}) for m in means if m in nets]
@@ -198,7 +221,7 @@ def _quality_and_costs(
         rows = rows_at(record, scale)
         means: Mapping[str, Any] = summarise(rows)
         name = _sets(rows)[0][0]
-        psnr = {n: means[n][name]["psnr_y"] for n in nets if n in means and means[n][name]["psnr_y"] is not None}
+        psnr = {n: v for n in nets if (v := means.get(n, {}).get(name, {}).get("psnr_y")) is not None}
         mine = {n: nets[n] for n in psnr}
         costs = {
             "Parameters": {n: net["params"] for n, net in mine.items()},
@@ -209,7 +232,7 @@ def _quality_and_costs(
         costs = {label: {n: v for n, v in cost.items() if v > 0} for label, cost in costs.items()}
         if psnr:
             costs = {label: cost for label, cost in costs.items() if cost}
-            found[f"\u00d7{scale}, {name}"] = psnr, costs, means["bicubic"][name]["psnr_y"]
+            found[f"\u00d7{scale}, {name}"] = psnr, costs, means.get("bicubic", {}).get(name, {}).get("psnr_y")
     return {label: known for label, known in found.items() if len(known[0]) > 1} or found
 
 # %% ../nbs/83_evaluate_report.ipynb #38705d5e
@@ -246,10 +269,11 @@ def _comparison(
     scene: Scene,  # one image of an evaluation
 ) -> dict[str, Any]:
     "The parts of `comparison`, with the best network marked and the scale beside the set."
-    best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].psnr_y or 0.0)
+    best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].quality, default="")
     parts = comparison(scene, lambda name: TITLES.get(name, name))
     crops = [{**crop, "best": crop["method"] == best} for crop in parts["crops"]]
-    return {**parts, "crops": crops, "set": f"{scene.set}, \u00d7{scene.scores[best].scale}"}
+    scale = next((row.scale for row in scene.scores.values()), "?")
+    return {**parts, "crops": crops, "set": f"{scene.set}, \u00d7{scale}"}
 
 # %% ../nbs/83_evaluate_report.ipynb #ed7c0114
 def evaluation_finding(
@@ -262,8 +286,8 @@ def evaluation_finding(
         means: Mapping[str, Any] = summarise(rows)
         plain, reached = [m for m in means if m in record.student["nets"]], []
         for name, _ in _sets(rows):
-            scores = {m: means[m][name]["psnr_y"] for m in plain if means[m][name]["psnr_y"] is not None}
-            base = means["bicubic"][name]["psnr_y"]
+            scores = {m: v for m in plain if (v := means[m].get(name, {}).get("psnr_y")) is not None}
+            base = means.get("bicubic", {}).get(name, {}).get("psnr_y")
             if scores and base is not None:
                 best = max(scores, key=lambda m: scores[m])
                 reached.append(f"{fixed(scores[best])} dB on {name} ({signed(scores[best] - base)}"
@@ -272,7 +296,8 @@ def evaluation_finding(
             who = f"the best of {len(plain)} networks" if len(plain) > 1 else plain[0]
             said.append(f"At \u00d7{scale} {who} reaches {', '.join(reached)}.")
     said += ["In brackets stands the gain over bicubic interpolation."] if said else []
-    return " ".join([*said, *_changes(record)]) or "No network was scored."
+    said += [*_changes(record), left_out_words(record.rows)]
+    return " ".join(filter(None, said)) or "No network was scored."
 
 
 def _changes(record: Record) -> list[str]:
@@ -283,7 +308,8 @@ def _changes(record: Record) -> list[str]:
         for method, way in record.student["ways"].items():
             if method in means and method != way["net"]:
                 kind = f"tiles of {way['tile']}" if way.get("tile") else way["precision"] or "self-ensemble"
-                pairs = [(means[method][s]["psnr_y"], means[way["net"]][s]["psnr_y"]) for s in means[method]]
+                plain = means.get(way["net"], {})
+                pairs = [(m["psnr_y"], plain[s]["psnr_y"]) for s, m in means[method].items() if s in plain]
                 found.setdefault(kind, []).extend(a - b for a, b in pairs if a is not None and b is not None)
     ends = {kind: dict.fromkeys(signed(end, 4) for end in (min(v), max(v))) for kind, v in found.items() if v}
     said = ", with ".join(f"{kind} by {' to '.join(texts)} dB" for kind, texts in ends.items())
@@ -292,15 +318,13 @@ def _changes(record: Record) -> list[str]:
 # %% ../nbs/83_evaluate_report.ipynb #b1d7acf1
 def _every_image(record: Record) -> list[dict[str, Any]]:
     "A table of all images for each scale and set."
-    tables = []
-    for scale in scales_of(record):
-        rows = rows_at(record, scale)
-        for name, _ in _sets(rows):
-            mine = {(r.image, r.method): r for r in rows if r.set == name}
-            methods = list(dict.fromkeys(method for _, method in mine))
-            images = dict.fromkeys(i for i, _ in mine)
-            lines = [(image, [score_texts(mine[image, m]) for m in methods]) for image in images]
-            tables.append({"set": f"{name}, \u00d7{scale}", "heads": methods, "lines": lines})
+    tables, sets = [], {(found.scale, found.name): found for found in compare_sets(record.rows).values()}
+    for scale, name in sorted(sets, key=lambda at: at[0]):
+        found = sets[scale, name]
+        images = dict.fromkeys(image for _, image in found.rows)
+        lines = [(image, [score_texts(found.rows.get((m, image))) for m in found.methods], found.left_out.get(image))
+                 for image in images]
+        tables.append({"set": f"{name}, \u00d7{scale}", "heads": found.methods, "lines": lines})
     return tables
 
 # %% ../nbs/83_evaluate_report.ipynb #3027ab41
@@ -312,7 +336,7 @@ def evaluation_page(
     nets, scales = record.student["nets"], ", ".join(f"\u00d7{scale}" for scale in scales_of(record))
     title = f"{len(nets)} networks compared at {scales}" if len(nets) > 1 else f"{next(iter(nets))} at {scales}"
     parts = {
-        "subtitle": ", ".join(name for name, _ in _sets(record.rows)), "finding": evaluation_finding(record),
+        "subtitle": ", ".join(dict.fromkeys(row.set for row in record.rows)), "finding": evaluation_finding(record),
         "run_id": record.run_id, "day": record.finished[:10], "kind": record.kind, "scale": scales, "affinity": None,
         "explorer": (run.dir / "explorer.html").is_file(),
         "means": _narrow(mean_tables(record)), "variants": _narrow(variant_tables(record)),

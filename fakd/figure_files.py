@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .affinity_views import query_views
-from .figures import crop_figures, curve_columns, curve_figure, gain_figure, gains, save_figure, scale_of, scenes
-from .record import Run, read_history
+from .figures import crop_figures, curve_columns, curve_figure, gain_figure, save_figure, scale_of, scenes
+from .record import Run, gains, read_history
 
 # %% auto #0
 __all__ = ['write_figures']

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,16 +24,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .core import FakdError, atomic_write, to_images
+from .core import FakdError, atomic_write, parse_spec, to_images
 from .images import read_image
-from .record import METHODS, Record, Row, Run, known_methods
+from .record import METHODS, Compared, Record, Row, Run, compare_sets, gains, known_methods, left_out_words
 
 # %% auto #0
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
-           'signed', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops', 'crop_figure',
-           'Scene', 'scenes', 'crop_figures', 'patch_figure', 'series', 'running_mean', 'curve_columns', 'curve_title',
-           'curve_figure', 'curves', 'gains', 'gain_figure', 'ResultTable', 'name_of', 'result_table', 'pareto_front',
-           'pareto_figure']
+           'signed', 'one_line', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops',
+           'crop_figure', 'Scene', 'scenes', 'crop_figures', 'score_words', 'patch_figure', 'series', 'running_mean',
+           'curve_columns', 'curve_title', 'without_weights', 'curve_figure', 'curves', 'gain_figure', 'ResultTable',
+           'name_of', 'result_table', 'pareto_front', 'pareto_figure']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -42,17 +43,18 @@ THEMES = {
 WIDTHS = {"column": 3.4, "full": 7.0}  # inches: one column, both columns
 TITLES = {
     "lr": "Low resolution", "bicubic": "Bicubic", "teacher": "Teacher", "plain": "Student, no distillation",
-    "distilled": "Student, distilled", "hr": "Original",
+    "plain_equal_time": "Student, no distillation, same time", "distilled": "Student, distilled", "hr": "Original",
 }
 
 
 def line_style(
-    method: str,           # plain is dashed ink, every other method solid blue
+    method: str,           # plain is dashed ink, for the same time dotted, every other method solid blue
     theme: str = "light",  # light or dark
 ) -> dict[str, Any]:       # keywords of `Axes.plot`
     "How the curve of a method is drawn, everywhere."
-    if method == "plain":
-        return {"color": THEMES[theme]["ink"], "linestyle": (0, (4, 1.6)), "linewidth": 1.1, "zorder": 3}
+    if method in ("plain", "plain_equal_time"):
+        dashes = (4, 1.6) if method == "plain" else (1, 1.3)
+        return {"color": THEMES[theme]["ink"], "linestyle": (0, dashes), "linewidth": 1.1, "zorder": 3}
     return {"color": THEMES[theme]["accent"], "linestyle": "-", "linewidth": 1.6, "zorder": 4}
 
 # %% ../nbs/70_figures.ipynb #32eee92d
@@ -65,7 +67,7 @@ def figure_style(
         raise FakdError(f'unknown theme "{theme}". Known: {", ".join(THEMES)}.')
     c = THEMES[theme]
     settings: Any = {
-        "font.family": ["STIXGeneral", "DejaVu Sans"], "mathtext.fontset": "stix", "font.size": 8.5,
+        "font.family": ["STIXGeneral", "DejaVu Sans"], "text.parse_math": False, "font.size": 8.5,
         "axes.titlesize": 9, "axes.labelsize": 8.5, "legend.fontsize": 8.5, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.edgecolor": c["muted"],
         "axes.labelcolor": c["muted"], "axes.titlecolor": c["ink"], "text.color": c["ink"],
@@ -135,25 +137,34 @@ def signed(
     digits: int = 2,
 ) -> str:                 # "+0.12", with a true minus sign; "0.00" has no sign
     "A difference as text."
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:+.{digits}f}"
     return text.replace("-", MINUS) if float(text) else text[1:]
+
+# %% ../nbs/70_figures.ipynb #9840badb
+def one_line(
+    text: str,        # a name that a user or a file gave
+    most: int = 60,   # letters
+) -> str:             # without line ends and other letters that draw nothing, cut in its middle
+    "A name as a figure can show it."
+    shown = "".join(ch if ch.isprintable() else " " for ch in text).strip()
+    return shown if len(shown) <= most else f"{shown[: most // 2]}\u2026{shown[-(most - most // 2 - 1):]}"
 
 # %% ../nbs/70_figures.ipynb #123920da
 def fixed(
     value: float | None,  # any number
     digits: int = 2,
 ) -> str:
-    "A number with fixed digits, or a dash."
-    return NONE if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+    "A number with fixed digits, or a dash where there is none."
+    return NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def amount(
     value: float | None,  # a count of parameters or operations
 ) -> str:                 # "412 k", "15.6 M", "2.93 G"
     "A large count in three digits."
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NONE
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size * 0.9995:
@@ -259,7 +270,7 @@ def crop_figure(
             axes = _place(fig, across, down, side, side)
             show_image(axes, crop)
             title, score = TITLES.get(name, name), (scores or {}).get(name, "")
-            for line, (words, colour) in enumerate(((title, "ink"), (score, "muted"))):
+            for line, (words, colour) in enumerate(((one_line(title, 30), "ink"), (score, "muted"))):
                 axes.annotate(words, (0.5, 0), (0, -9 - 9 * line), xycoords="axes fraction", ha="center",
                               textcoords="offset points", fontsize=7.5, color=THEMES[theme][colour])
     return fig
@@ -300,8 +311,15 @@ def crop_figures(
     theme: str = "light",
 ) -> Figures:               # one an image
     "The `crop_figure` of every image that a run kept; under each crop the PSNR of the whole image."
-    return Figures(crop_figure(c.images, c.box, {m: f"{fixed(r.psnr_y)} dB" for m, r in c.scores.items()}, theme)
+    return Figures(crop_figure(c.images, c.box, {m: score_words(r) for m, r in c.scores.items()}, theme)
                    for c in scenes(run))
+
+
+def score_words(
+    row: Row,  # of an image
+) -> str:      # "27.31 dB", or why there is no number
+    "The PSNR of an image as text."
+    return f"{fixed(row.psnr_y)} dB" if row.psnr_y is not None else row.note or "no value"
 
 # %% ../nbs/70_figures.ipynb #7dfd69d6
 def patch_figure(
@@ -328,7 +346,8 @@ def series(
     "One curve of a history."
     points = [(r["step"], r[column]) for r in history if r["method"] == method and r.get(column) is not None]
     steps, values = np.array(points, dtype=float).reshape(-1, 2).T
-    return steps, values
+    drawn = np.isfinite(steps) & np.isfinite(values)  # an identical crop has no finite PSNR
+    return steps[drawn], values[drawn]
 
 
 def _thin(steps: np.ndarray, values: np.ndarray, most: int = 240) -> tuple[np.ndarray, np.ndarray]:
@@ -360,10 +379,25 @@ def curve_columns(
 
 
 def curve_title(
-    column: str,  # a column of the history
+    column: str,            # a column of the history
+    weighted: bool = True,  # whether a term is drawn times its weight
 ) -> str:
     "A column's name for people."
-    return {"psnr_y": "Held-out PSNR, dB", "loss": "Loss"}.get(column, f"Loss term {column}")
+    term = f"Loss term {column}" + ", times its weight" * weighted
+    return {"psnr_y": "Held-out PSNR on crops, dB", "loss": "Loss"}.get(column, term)
+
+# %% ../nbs/70_figures.ipynb #e90fd01d
+def without_weights(
+    history: Sequence[Mapping[str, Any]],  # rows of `read_history`
+    loss: str,                             # the run's, such as 0.5*DS+0.5*TS+10*SA
+) -> list[dict[str, Any]]:                 # the same rows; a method that did not learn from this loss had weights of 1
+    "A history whose terms are as they are before their weights."
+    weights = {term.name: term.weight for term in parse_spec(loss)}
+    used: dict[str, set[str]] = {}
+    for line in history:
+        used.setdefault(line["method"], set()).update(k for k in weights if line.get(k) is not None)
+    return [{k: v / weights[k] if k in weights and v is not None and used[line["method"]] == set(weights) else v
+             for k, v in line.items()} for line in history]
 
 # %% ../nbs/70_figures.ipynb #c62e9bd8
 def _scale_axes(axes: Axes, column: str, span: list[float], late: list[float], last: float) -> None:
@@ -400,7 +434,8 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], column: str, theme:
         kept = smooth[steps >= steps[-1] / 10]
         span, late = [*span, smooth.min(), smooth.max()], [*late, kept.min(), kept.max()]
         last = max(last, steps[-1])
-    _scale_axes(axes, column, span, late, last)
+    if span:
+        _scale_axes(axes, column, span, late, last)
 
 # %% ../nbs/70_figures.ipynb #50d0be82
 def curve_figure(
@@ -408,8 +443,10 @@ def curve_figure(
     columns: Sequence[str] | None = None,  # None: all of `curve_columns`
     theme: str = "light",
     legend: bool = True,                   # one line above all panels
+    loss: str | None = None,               # the run's: terms are drawn without their weights; None: with them
 ) -> Figure:
     "Held-out PSNR, the loss and each of its terms against the step, one panel a column."
+    history = without_weights(history, loss) if loss else history
     columns = list(columns) if columns is not None else curve_columns(history)
     if not columns:
         raise FakdError("curve_figure: the history has nothing to draw.")
@@ -422,7 +459,7 @@ def curve_figure(
             axes = _place(fig, left + 0.42, down + 0.3, wide - 0.48, tall - 0.75)
             _curve(axes, history, column, theme)
             axes.set_xlabel("Step", labelpad=2)
-            axes.set_title(curve_title(column), loc="left", x=-0.42 / (wide - 0.48), pad=7)
+            axes.set_title(one_line(curve_title(column, not loss)), loc="left", x=-0.42 / (wide - 0.48), pad=7)
         labels = {t: line for axes in fig.axes for line, t in zip(*axes.get_legend_handles_labels(), strict=True)}
         if legend:
             fig.legend(labels.values(), labels.keys(), loc="upper left", ncols=len(labels), borderpad=0.2,
@@ -433,21 +470,10 @@ def curve_figure(
 def curves(
     history: Sequence[Mapping[str, Any]],  # rows of `read_history`
     theme: str = "light",
+    loss: str | None = None,               # see `curve_figure`
 ) -> dict[str, Figure]:                    # by column, in the order of `curve_columns`
     "Each curve as a figure of its own, one column wide, without a legend: for pages that arrange them."
-    return {column: curve_figure(history, [column], theme, legend=False) for column in curve_columns(history)}
-
-# %% ../nbs/70_figures.ipynb #1172f113
-def gains(
-    rows: Sequence[Row],         # rows of a record
-    set_name: str,               # a set among them
-    method: str = "distilled",
-    baseline: str = "plain",
-) -> dict[str, float]:           # dB by image, in the order of the rows; only images that both have
-    "PSNR of a method less that of a baseline, image by image."
-    mine, base = ({r.image: r.psnr_y for r in rows if r.method == m and r.set == set_name and r.psnr_y is not None}
-                  for m in (method, baseline))
-    return {image: value - base[image] for image, value in mine.items() if image in base}
+    return {column: curve_figure(history, [column], theme, False, loss) for column in curve_columns(history)}
 
 # %% ../nbs/70_figures.ipynb #f429a5f1
 def gain_figure(
@@ -456,20 +482,22 @@ def gain_figure(
     width: str = "column",  # column or full
 ) -> Figure:
     "The gain by distillation of every image, a line of dots a set; the bar is the mean."
-    by_set = {name: list(g.values()) for name in dict.fromkeys(r.set for r in rows) if (g := gains(rows, name))}
+    by_set = {name: list(g.values()) for name in compare_sets(rows) if (g := gains(rows, name))}
     if not by_set:
         raise FakdError("gain_figure: no image has been scored with both students.")
-    c, every = THEMES[theme], [0.0, *(v for values in by_set.values() for v in values)]
+    longer = {name: list(gains(rows, name, "distilled", "plain_equal_time").values()) for name in by_set}
+    c, every = THEMES[theme], [0.0, *itertools.chain(*by_set.values(), *longer.values())]
     with figure_style(theme):
         fig = blank_figure(WIDTHS[width], 0.46 + 0.28 * len(by_set))
         axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, 0.28 * len(by_set))
         axes.grid(False)
         axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
-        for i, values in enumerate(by_set.values()):
-            axes.plot(values, np.full(len(values), i), "o", ms=4.6, mfc=c["accent"], mec=c["paper"], mew=0.5, zorder=3)
-            axes.plot([np.mean(values)] * 2, [i - 0.34, i + 0.34], color=c["ink"], lw=1.6, zorder=4)
+        for i, name in enumerate(by_set):
+            _dots(axes, by_set[name], i - 0.17 * bool(longer[name]), c, c["accent"])
+            _dots(axes, longer[name], i + 0.17, c, c["paper"])
         axes.set(yticks=range(len(by_set)), ylim=(len(by_set) - 0.5, -0.5))
-        axes.set_yticklabels([n if len(n) < 16 else n[:14] + "\u2026" for n in by_set], color=c["ink"])
+        for label in axes.set_yticklabels([one_line(n, 15) for n in by_set], color=c["ink"]):
+            label.set_parse_math(False)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         pad = 0.08 * max(0.05, max(every) - min(every))
@@ -478,6 +506,13 @@ def gain_figure(
         axes.xaxis.set_major_formatter(lambda v, _: signed(v))
         axes.set_xlabel("Difference in PSNR, dB", labelpad=3)
     return fig
+
+# %% ../nbs/70_figures.ipynb #080816ef
+def _dots(axes: Axes, values: Sequence[float], at: float, c: Mapping[str, str], fill: str) -> None:
+    "The differences of a set, and their mean."
+    if values:
+        axes.plot(values, np.full(len(values), at), "o", ms=4.6, mfc=fill, mec=c["accent"], mew=0.7, zorder=3)
+        axes.plot([np.mean(values)] * 2, [at - 0.3, at + 0.3], color=c["ink"], lw=1.6, zorder=4)
 
 # %% ../nbs/70_figures.ipynb #4c64c0af
 @dataclass(frozen=True)
@@ -526,7 +561,7 @@ def name_of(
     method: str,     # see METHODS
 ) -> str:
     "The name of a method for people; a run that only trains or scores a network has no student."
-    if record.kind != "distill" and method in ("teacher", "plain", "distilled"):
+    if record.kind != "distill" and method in ("teacher", "plain", "plain_equal_time", "distilled"):
         return "This network"
     several = dict((record.teacher or {}).get("nets") or {})
     if method in several:
@@ -534,36 +569,37 @@ def name_of(
     return "Mean of the teachers" if several and method == "teacher" else TITLES.get(method, method)
 
 
-def _cell(record: Record, method: str, name: str) -> tuple[str, str, str]:
+def _cell(found: Compared, method: str) -> tuple[str, str, str]:
     "PSNR, SSIM and the difference to the plain student, of a method on a set."
-    mine, base = (record.summary.get(m, {}).get(name, {}) for m in (method, "plain"))
-    psnr, plain = mine.get("psnr_y"), base.get("psnr_y")
+    psnr, ssim, plain = ((found.mean(m, value) if m in found.methods else None)
+                         for m, value in ((method, "psnr_y"), (method, "ssim_y"), ("plain", "psnr_y")))
     gain = psnr - plain if method != "plain" and psnr is not None and plain is not None else None
-    return fixed(psnr), fixed(mine.get("ssim_y"), 4), signed(gain)
+    return fixed(psnr), fixed(ssim, 4), signed(gain)
 
 # %% ../nbs/70_figures.ipynb #54ea1534
 def result_table(
     record: Record,  # a finished run
 ) -> ResultTable:    # methods in the order bicubic, teachers, plain, distilled; only those that were scored
     "Parameters, multiply-adds, PSNR and SSIM of each method, and its PSNR less that of the undistilled student."
-    names = list(dict.fromkeys(r.set for r in record.rows))
-    sets = [(name, len({r.image for r in record.rows if r.set == name})) for name in names]
-    methods = known_methods(record.summary)
-    nets = {m: record.student for m in ("teacher", "plain", "distilled")}
+    sets = compare_sets(record.rows)
+    methods = known_methods(dict.fromkeys(row.method for row in record.rows))
+    nets = {m: record.student for m in ("teacher", "plain", "plain_equal_time", "distilled")}
     if record.kind == "distill":
         nets |= {"teacher": record.teacher or {}, **dict((record.teacher or {}).get("nets") or {})}
     rows = []
     for method in methods:
         net = nets.get(method, {})
         rows.append({"method": method, "title": name_of(record, method), "params": amount(net.get("params")),
-                     "macs": amount(net.get("macs")), "cells": [_cell(record, method, name) for name in names]})
+                     "macs": amount(net.get("macs")), "cells": [_cell(found, method) for found in sets.values()]})
     sizes = sorted({tuple(nets[m]["macs_input"]) for m in methods if nets.get(m, {}).get("macs_input")})
     at = " and ".join(f"{w} \u00d7 {h}" for h, w in sizes)
-    note = "PSNR in dB and SSIM on the luma channel, means over the images of a set. "
-    note += f"Multiply-adds are for a low-resolution image of {at} pixels. " if at else ""
+    note = ["PSNR in dB and SSIM on the luma channel, means over the images of a set.",
+            f"Multiply-adds are for a low-resolution image of {at} pixels." if at else ""]
     if "plain" in methods and len(methods) > 1 and record.kind == "distill":
-        note += "Difference: PSNR less that of the student without distillation."
-    return ResultTable(sets, rows, note.strip())
+        note.append("Difference: PSNR less that of the student without distillation.")
+    note.append(left_out_words(record.rows))
+    counts = [(name, len(found.images)) for name, found in sets.items()]
+    return ResultTable(counts, rows, " ".join(filter(None, note)))
 
 # %% ../nbs/70_figures.ipynb #90ff51bf
 def pareto_front(
@@ -572,7 +608,8 @@ def pareto_front(
 ) -> list[str]:                    # cheapest first
     "The names that no other beats in both."
     best, front = -math.inf, []
-    for name in sorted((n for n in quality if n in cost), key=lambda n: (cost[n], -quality[n])):
+    known = [n for n in quality if n in cost and math.isfinite(quality[n]) and math.isfinite(cost[n])]
+    for name in sorted(known, key=lambda n: (cost[n], -quality[n])):
         if quality[name] > best:
             best = quality[name]
             front.append(name)
@@ -586,7 +623,9 @@ def pareto_figure(
     theme: str = "light",
 ) -> Figure:
     "PSNR of networks against what they cost, one panel a cost; the line joins those that no other beats."
-    costs = {label: known for label, cost in costs.items() if (known := {n: c for n, c in cost.items() if n in psnr})}
+    drawn = {n for n, value in psnr.items() if math.isfinite(value)}
+    costs = {label: known for label, cost in costs.items()
+             if (known := {n: c for n, c in cost.items() if n in drawn and 0 < c < math.inf})}
     if not costs:
         raise FakdError("pareto_figure: no network has both a PSNR and a cost.")
     c, across, short = THEMES[theme], min(2, len(costs)), mpl.ticker.EngFormatter(sep="\u202f")
@@ -605,8 +644,8 @@ def pareto_figure(
                 good = name in front
                 axes.plot(x, psnr[name], "o", ms=5, mfc=c["accent"] if good else c["paper"], mec=c["accent"], zorder=4)
                 away, side = (6, "bottom") if good else (-6, "top")  # so that the names of near neighbours stay apart
-                axes.annotate(name, (x, psnr[name]), (0, away), textcoords="offset points", fontsize=7, ha="center",
-                              va=side, color=c["ink"], zorder=5)
+                axes.annotate(one_line(name, 30), (x, psnr[name]), (0, away), textcoords="offset points", fontsize=7,
+                              ha="center", va=side, color=c["ink"], zorder=5)
             axes.set_xscale("log")
             axes.margins(x=0.25, y=0.22)
             axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))

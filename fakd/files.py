@@ -34,7 +34,7 @@ except ImportError:  # Windows has no such limits
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'MOST_ARRAYS', 'regular_file', 'read_text', 'parse_json', 'read_json', 'memory_left', 'must_fit',
-           'memory_bound', 'read_arrays', 'check_kind', 'read_tensors']
+           'memory_bound', 'Arrays', 'read_arrays', 'check_kind', 'read_tensors']
 
 # %% ../nbs/02_files.ipynb #6167fccf
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
@@ -181,11 +181,32 @@ def _array(pack: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with pack.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
+# %% ../nbs/02_files.ipynb #6e80b560
+class Arrays(dict[str, np.ndarray]):
+    "The arrays of a file, by name."
+
+    source = ""  # named in messages
+
+    def take(
+        self,
+        name: str,           # of the array
+        kinds: str,          # letters of NumPy's kinds: "f" floats, "iu" whole numbers, "U" texts
+        *shape: int | None,  # of the array; None: any number but 0
+    ) -> np.ndarray:
+        "One array, if it has the kind and shape that the reader expects."
+        found = self.get(name)
+        if found is None:
+            raise FakdError(f"{self.source} has no array {name}.")
+        wanted = [n if want is None else want for n, want in zip(found.shape, shape, strict=False)]
+        if found.dtype.kind not in kinds or list(found.shape) != wanted or len(shape) != found.ndim or not found.size:
+            raise FakdError(f"{self.source}: the array {name} is {found.dtype} {found.shape}.")
+        return found
+
 
 def read_arrays(
     path: str | Path,              # an .npz
     what: str = "file of arrays",  # what it is called in the message
-) -> dict[str, np.ndarray]:        # numbers and texts, by name
+) -> Arrays:                       # numbers and texts
     "The arrays of an .npz; nothing in it is executed."
     regular_file(path, what)
     try:
@@ -194,32 +215,35 @@ def read_arrays(
             if (need := sum(m.file_size for m in members)) > MOST_ARRAYS:
                 raise ValueError(f"it declares {_size(need)}, accepted are {_size(MOST_ARRAYS)}")
             must_fit(need, "what it declares")
-            return {m.filename.removesuffix(".npy"): _array(pack, m) for m in members}
+            arrays = Arrays({m.filename.removesuffix(".npy"): _array(pack, m) for m in members})
+            arrays.source = str(path)
+            return arrays
     except _BROKEN as fault:
         raise FakdError(f"{path}: not a readable {what} ({str(fault).split(chr(10))[0]}).") from None
 
 # %% ../nbs/02_files.ipynb #a4925689
 def _walk(obj: Any) -> Iterator[Tensor]:
-    "Every tensor in nested containers, once; a container inside itself is refused."
+    "The tensors of nested containers, as often as a container names them; a container inside itself is refused."
     waiting, above, seen = [(obj, False)], set(), set()
     while waiting:
         here, finished = waiting.pop()
         if finished:
             above.discard(id(here))
+        elif isinstance(here, Tensor):
+            yield here
         elif id(here) in above:
             raise ValueError("it contains itself")
-        elif id(here) not in seen:
+        elif isinstance(here, (Mapping, list, tuple, set)) and id(here) not in seen:
             seen.add(id(here))
-            if isinstance(here, Tensor):
-                yield here
-            elif isinstance(here, (Mapping, list, tuple, set)):
-                above.add(id(here))
-                waiting.append((here, True))
-                parts = here.values() if isinstance(here, Mapping) else here
-                waiting.extend((part, False) for part in parts)
+            above.add(id(here))
+            waiting.append((here, True))
+            waiting.extend((part, False) for part in (here.values() if isinstance(here, Mapping) else here))
 
 
-def _check_tensors(state: Any) -> None:
+def _check_tensors(
+    state: Any,  # tensors in any containers
+    held: int,   # bytes of the file
+) -> None:
     "Refuse tensors that have no values of their own, or claim more than is stored."
     total = 0
     for x in _walk(state):
@@ -230,6 +254,8 @@ def _check_tensors(state: Any) -> None:
             raise ValueError(f"a tensor {tuple(x.shape)} of it claims {_size(need)}, "
                              f"{x.untyped_storage().nbytes()} bytes are stored")
         total += need
+    if total > 4 * held + 2**20:  # weights may be shared by a few names
+        raise ValueError(f"its tensors claim {_size(total)}, the file has {_size(held)}")
     must_fit(total, "what it declares")
 
 # %% ../nbs/02_files.ipynb #0a141096
@@ -278,7 +304,7 @@ def read_tensors(
                     metadata = dict(file.metadata() or {})
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-        _check_tensors(state)
+        _check_tensors(state, held)
         return state, metadata
     except _BROKEN as fault:
         why = str(fault).strip().split("\n")[0].split(". ")[0] or type(fault).__name__  # the rest is advice to trust it

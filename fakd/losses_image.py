@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .affinity import mean_abs, widen
 from .core import FakdError, pick
 from .degrade import imresize
+from .files import read_tensors
 from .taps import resolve_taps
 
 # %% auto #0
@@ -177,8 +178,11 @@ def _vgg19(file: Path) -> nn.Sequential:
         layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU()] if c_out else [nn.MaxPool2d(2)]
         c_in = c_out or c_in
     net = nn.Sequential(*layers).eval().requires_grad_(False)
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    net.load_state_dict({name: state[f"features.{name}"] for name in net.state_dict()})
+    state, _ = read_tensors(file)
+    try:
+        net.load_state_dict({name: state[f"features.{name}"] for name in net.state_dict()})
+    except (LookupError, TypeError, RuntimeError) as fault:
+        raise FakdError(f"{file}: not torchvision's VGG-19 ({str(fault).splitlines()[0]}).") from None
     return net
 
 # %% ../nbs/46_losses_image.ipynb #382a983c

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from .core import FakdError, find_path, to_batch
 from .degrade import imresize
+from .files import read_tensors
 
 # %% auto #0
 __all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'ssim_rgb', 'luma_pair', 'luma_scores', 'lpips', 'dists',
@@ -33,6 +35,26 @@ def rgb_to_y(
 ) -> np.ndarray:      # float64, (h, w), 16..235, not rounded
     "Luma of an RGB image (ITU-R BT.601, FAKD's coefficients)."
     return 16 + img.astype(np.float64) @ _LUMA
+
+# %% ../nbs/25_metrics.ipynb #7f9aaa23
+def _check_values(
+    img: np.ndarray,   # of any shape
+    truth: bool,       # whether it is the original, which is known to be 0..255
+) -> None:
+    "Refuse values that are not finite, and such as cannot be on the scale 0..255."
+    if img.dtype == np.uint8:
+        return
+    if img.dtype.kind not in "uif":
+        raise FakdError(f"expected an image of numbers in 0..255, got values of type {img.dtype}.")
+    low, high = float(img.min()), float(img.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = img.size - int(np.isfinite(img).sum())
+        raise FakdError(f"{bad:,} of {img.size:,} values of an image are not finite (NaN or infinity): it has no "
+                        "score.")
+    if (truth or img.dtype.kind in "ui") and (low < -0.5 or high > 255.5):
+        raise FakdError(f"expected an image of 0..255, got values of {low:g} to {high:g}.")
+    if truth and img.dtype.kind == "f" and 0 < high <= 1 and low >= 0 and (img % 1).any():
+        raise FakdError(f"expected an image of 0..255, got values of {low:g} to {high:g}: multiply both images by 255.")
 
 # %% ../nbs/25_metrics.ipynb #b68507ba
 def _same(
@@ -51,6 +73,8 @@ def _same(
         sr_img, hr_img = (np.repeat(img.reshape(h, w, 1), 3, axis=2) for img in (sr_img, hr_img))
     if sr_img.shape[2] != 3:
         raise FakdError(f"expected RGB or grey images, got shape {sr_img.shape}.")
+    _check_values(sr_img, truth=False)
+    _check_values(hr_img, truth=True)
     cut = slice(shave, h - shave), slice(shave, w - shave)
     return sr_img[cut], hr_img[cut]
 
@@ -58,7 +82,7 @@ def _same(
 def _psnr(difference: np.ndarray) -> float:
     "PSNR in dB of a difference on the 0..255 scale."
     error = float(np.mean(np.square(difference)))
-    return 10 * math.log10(255**2 / error) if error > 0 else math.inf
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)  # a NaN stays one
 
 
 def psnr_y(
@@ -150,6 +174,8 @@ def luma_scores(
     shave: int,            # pixels left out at each side
 ) -> tuple[float, float]:  # PSNR in dB, SSIM
     "PSNR and SSIM of two luma images."
+    _check_values(sr_luma, truth=False)
+    _check_values(luma, truth=True)
     cut = slice(shave, luma.shape[0] - shave), slice(shave, luma.shape[1] - shave)
     return _psnr(sr_luma[cut].astype(np.float64) - luma[cut]), _ssim(sr_luma[cut], luma[cut])
 
@@ -188,7 +214,9 @@ def _backbone(
 ) -> tuple[str, nn.ModuleList]:   # alex or vgg, stages
     "A classifying network from its file."
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not os.path.lexists(path):
+            raise FileNotFoundError
+        state, _ = read_tensors(path)
         kind = {11: "alex", 3: "vgg"}[state["features.0.weight"].shape[-1]]
         stages = _stages(kind)
         found = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
@@ -215,7 +243,7 @@ def _learned(
     if spec is None or spec.origin is None:
         raise FakdError("LPIPS and DISTS need the weights in torchmetrics: pip install fakd[metrics]")
     file = Path(spec.origin).parent / "functional" / "image" / name
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return dict(read_tensors(file)[0])
 
 # %% ../nbs/25_metrics.ipynb #2a26b734
 def _pair(
@@ -226,6 +254,13 @@ def _pair(
     if min(sr_img.shape[:2]) < 32:
         raise FakdError(f"LPIPS and DISTS need 32x32 pixels, got {sr_img.shape[1]}x{sr_img.shape[0]}.")
     return to_batch(_same(sr_img, hr_img, 0)) / 255
+
+
+def _finite(distance: float, name: str, backbone: str | Path) -> float:
+    "The distance, if it is a number."
+    if not math.isfinite(distance):
+        raise FakdError(f"{name} is {distance}: are all weights in {backbone} finite?")
+    return distance
 
 
 @torch.inference_mode()
@@ -244,7 +279,7 @@ def lpips(
         unit = maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10)
         difference = (unit[0] - unit[1]).square() * weights[f"lin{number}.model.1.weight"][0]
         distance += difference.sum(0).mean().item()
-    return distance
+    return _finite(distance, "LPIPS", backbone)
 
 # %% ../nbs/25_metrics.ipynb #d553ba95
 def _smooth_pool(
@@ -291,7 +326,7 @@ def dists(
         texture = (2 * mean_x * mean_y + eps) / (mean_x**2 + mean_y**2 + eps)
         structure = (2 * cov + eps) / (x.var(1, correction=0) + y.var(1, correction=0) + eps)
         alike += (alpha * texture + beta * structure).sum().item()
-    return 1 - alike
+    return _finite(1 - alike, "DISTS", backbone)
 
 # %% ../nbs/25_metrics.ipynb #255921be
 def perceptual_measures(

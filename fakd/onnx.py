@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .core import FakdError, atomic_write, rng
+from .files import check_kind, memory_bound, memory_left, regular_file
 from .upscale import net_scale, pixel_bytes
 
 # %% auto #0
-__all__ = ['CHECKED', 'TOLERANCE', 'OnnxNet', 'export_onnx']
+__all__ = ['MOST_NODES', 'CHECKED', 'TOLERANCE', 'OnnxNet', 'export_onnx']
 
 # %% ../nbs/53_onnx.ipynb #3bd27c8b
 def _extra(
@@ -37,6 +39,90 @@ def _extra(
             raise
         raise FakdError(f"{user} needs {package}: pip install fakd[onnx]") from None
 
+# %% ../nbs/53_onnx.ipynb #4ab666c2
+_ENDLESS = ("Loop", "Scan", "SequenceMap")
+MOST_NODES = 200_000  # after functions are put in place of their names; the largest of the lineage has 4,000
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    "The nodes of a graph or a function, with those of the branches inside."
+    waiting = list(graph.node)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(inner for a in node.attribute for g in (a.g, *a.graphs) for inner in g.node)
+
+
+def _count_nodes(model: Any) -> int:
+    "Nodes of a model with every function in place of its name; refuses loops and functions that call themselves."
+    bodies, known = {(f.domain, f.name): f for f in model.functions}, {}
+
+    def count(graph: Any, above: tuple[Any, ...] = ()) -> int:
+        total = 0
+        for node in _nodes(graph):
+            name = node.domain, node.op_type
+            if node.op_type in _ENDLESS or name in above:
+                raise FakdError(f"it holds {node.op_type}, which may have no end")
+            if name in bodies and name not in known:
+                known[name] = count(bodies[name], (*above, name))
+            total += known.get(name, 1)
+        return total
+
+    return count(model.graph)
+
+# %% ../nbs/53_onnx.ipynb #68b2acc5
+def _tensors(model: Any) -> Iterator[Any]:
+    "All constants of a model."
+    for graph in (model.graph, *model.functions):
+        attributes = [a for node in _nodes(graph) for a in node.attribute]
+        inner = [g for a in attributes for g in (a.g, *a.graphs)]
+        for g in (graph, *inner):
+            yield from getattr(g, "initializer", ())
+        yield from (t for a in attributes for t in (a.t, *a.tensors))
+
+# %% ../nbs/53_onnx.ipynb #39ec278e
+def _check_model(
+    path: str | Path,  # an ONNX file
+) -> int:              # bytes of the file and of those that it names
+    "Look through an ONNX file; nothing in it is run."
+    onnx = _extra("onnx", "OnnxNet")
+    sizes = {Path(path): regular_file(path, "ONNX file").stat().st_size}
+    check_kind(path)
+    try:
+        with memory_bound(8 * sizes[Path(path)] + 2**30):
+            model = onnx.load(str(path), format="protobuf", load_external_data=False)
+            if (count := _count_nodes(model)) > MOST_NODES:
+                raise FakdError(f"it has {count:,} nodes, at most {MOST_NODES:,} are run")
+            for tensor in _tensors(model):
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    notes = {entry.key: entry.value for entry in tensor.external_data}
+                    beside = Path(path).parent / notes.get("location", "")
+                    if not beside.resolve().is_relative_to(Path(path).parent.resolve()):
+                        raise FakdError(f"it wants {notes.get('location')}, which is outside its folder")
+                    sizes[beside] = regular_file(beside, "file of the network's weights").stat().st_size
+    except Exception as fault:  # protobuf's own kinds of error have no common parent
+        why = "functions nested too deeply" if isinstance(fault, RecursionError) else str(fault).strip().split("\n")[0]
+        raise FakdError(f"{path}: not a readable ONNX file ({why}).") from None
+    return sum(sizes.values())
+
+# %% ../nbs/53_onnx.ipynb #08fba273
+def _noted(
+    known: Any,          # a file's metadata
+    name: str,           # of a number in it
+    least: float,        # accepted
+    most: float,         # accepted
+    otherwise: float,    # the value where the file has none
+) -> float:
+    "A number that a file notes about itself."
+    if name not in known:
+        return otherwise
+    try:
+        if least <= (number := float(known[name])) <= most:
+            return number
+    except ValueError:
+        pass
+    raise FakdError(f"its {name} is noted as {known[name][:20]}")
+
 # %% ../nbs/53_onnx.ipynb #43f641bc
 class OnnxNet(nn.Module):
     "An ONNX file as a network on the CPU: RGB in 0..255, (b, 3, h, w) to (b, 3, scale*h, scale*w)."
@@ -47,14 +133,14 @@ class OnnxNet(nn.Module):
     ):
         super().__init__()
         runtime = _extra("onnxruntime", "OnnxNet")
-        if not Path(path).is_file():
-            raise FakdError(f"{path}: no such ONNX file.")
+        held = _check_model(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4  # a fault is raised, not printed as well
         try:
-            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with memory_bound(min(8 * held + 2**31, memory_left())):  # constants are computed here already
+                self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as fault:  # the runtime's own kinds of error have no common parent
             raise FakdError(f"{path}: not a readable ONNX file ({str(fault).strip().splitlines()[0]}).") from None
         ends = self.session.get_inputs(), self.session.get_outputs()
@@ -62,17 +148,26 @@ class OnnxNet(nn.Module):
             raise FakdError(f"{path}: expected one float image (b, 3, h, w) as input and one as output.")
         self.input_name = ends[0][0].name
         known = self.session.get_modelmeta().custom_metadata_map
-        self.pixel_bytes = float(known.get("pixel_bytes", 65536))  # else: enough for the widest of the lineage
-        self.scale = int(known["scale"]) if "scale" in known else None
-        self.scale = self.scale or net_scale(self)
+        try:
+            self.pixel_bytes = _noted(known, "pixel_bytes", 1, 2**30, 65536)  # enough for the widest of the lineage
+            self.scale = None
+            self.scale = net_scale(self)
+            if self.scale != _noted(known, "scale", 1, 16, self.scale):
+                raise FakdError(f"its scale is noted as {known['scale'][:20]}, and it enlarges by {self.scale}")
+        except FakdError as fault:
+            raise FakdError(f"{path}: {str(fault).rstrip('.')}.") from None
         self.source = known.get("source", "")
 
     def forward(self, lr_imgs: Tensor) -> Tensor:
         values = np.ascontiguousarray(lr_imgs.detach().cpu().float().numpy())
         try:
-            sr_imgs = self.session.run(None, {self.input_name: values})[0]
+            with memory_bound(memory_left()):
+                sr_imgs = self.session.run(None, {self.input_name: values})[0]
         except Exception as fault:  # as above
             raise FakdError(f"ONNX Runtime on {tuple(lr_imgs.shape)}: {str(fault).strip().splitlines()[0]}") from None
+        b, _, h, w = lr_imgs.shape
+        if sr_imgs.shape != (b, 3, h * (scale := self.scale or sr_imgs.shape[-1] // w), w * scale):
+            raise FakdError(f"of images {tuple(lr_imgs.shape)} the file makes {sr_imgs.shape}.")
         return torch.from_numpy(sr_imgs).to(lr_imgs.device)
 
 # %% ../nbs/53_onnx.ipynb #85746947

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,35 +15,39 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from typing_extensions import TypedDict
 
 from .core import FakdError, atomic_write, expand, home, root
+from .files import read_json, read_text
 
 # %% auto #0
-__all__ = ['METHODS', 'Row', 'known_methods', 'summarise', 'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now',
-           'Run', 'runs_folder', 'read_record', 'write_record', 'find_runs', 'artefacts', 'read_history',
-           'keep_notebook']
+__all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
+           'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run', 'runs_folder', 'read_record',
+           'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
-METHODS = ("bicubic", "teacher", "plain", "distilled")
+METHODS = ("bicubic", "teacher", "plain", "plain_equal_time", "distilled")
 
 
 class Row(BaseModel):
     "The scores of one method on one image."
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    method: str = Field(description="bicubic, teacher, plain (student without a teacher), distilled; of several "
-                        "teachers each one (teacher 1, teacher 2), and the mean of their images as teacher")
+    method: str = Field(description="bicubic, teacher, plain (student without a teacher), plain_equal_time (the same, "
+                        "for the time that distillation took), distilled; of several teachers each one (teacher 1, "
+                        "teacher 2), and the mean of their images as teacher")
     set: str = Field(description="name of the evaluation set")
     image: str = Field(description="name of the image in its set")
     scale: int = Field(description="upscaling factor")
@@ -65,6 +70,22 @@ class Row(BaseModel):
         return cls(method=method, set=set_name, image=image, scale=scale, note=", ".join(bad),
                    psnr_y=psnr_y if math.isfinite(psnr_y) else None, ssim_y=ssim_y if math.isfinite(ssim_y) else None)
 
+    @staticmethod
+    def set_label(
+        name: str,              # of a set
+        scale: int,             # 2, 3, 4 or 8
+        scales: Iterable[int],  # all scales beside it
+    ) -> str:
+        "A set's name in means and data: with its scale, where there are several."
+        return name if len(set(scales)) == 1 else f"{name}, x{scale}"
+
+    @property
+    def quality(self) -> float:
+        "What the row is ranked by: its PSNR, infinite for identical images, below every number if it is not known."
+        if self.psnr_y is not None:
+            return self.psnr_y
+        return math.inf if re.search(r"psnr_y is inf\b", self.note) else -math.inf
+
 # %% ../nbs/05_record.ipynb #9378fb22
 def known_methods(
     names: Iterable[str],  # of rows or networks, in any order
@@ -76,24 +97,108 @@ def known_methods(
 
 _METHOD = re.compile(rf"{'|'.join(METHODS)}|teacher \d+")
 
-# %% ../nbs/05_record.ipynb #4255fd01
-def summarise(
-    rows: Iterable[Row],                                   # rows of any methods and sets
-) -> dict[str, dict[str, dict[str, float | int | None]]]:  # method -> set -> psnr_y, ssim_y, images
-    "Mean of the images' PSNR and SSIM for each method and set (not the PSNR of a mean error)."
-    groups: dict[tuple[str, str], list[Row]] = {}
+# %% ../nbs/05_record.ipynb #bdee9ff4
+class Compared(NamedTuple):
+    "One set at one scale: which of its images count, and which do not."
+
+    name: str                         # of the set
+    scale: int                        # upscaling factor
+    methods: list[str]                # in the order of the rows
+    images: list[str]                 # those that count, in the order of the rows
+    left_out: dict[str, str]          # the others, each with its reason
+    rows: dict[tuple[str, str], Row]  # by method and image; of several for one image the first
+
+    def mean(
+        self,
+        method: str,                         # one of `methods`
+        value: str = "psnr_y",               # psnr_y or ssim_y
+    ) -> float | None:                       # None if no image counts
+        "Mean of the images' values (not the PSNR of a mean error)."
+        values = [float(getattr(self.rows[method, image], value)) for image in self.images]
+        return math.fsum(values) / len(values) if values else None
+
+# %% ../nbs/05_record.ipynb #3f0a1cc1
+def _why_not(of_image: Mapping[str, list[Row]], methods: Iterable[str]) -> str:
+    "Why an image does not count: empty if it does."
+    reasons: dict[str, list[str]] = {}
+    for method in methods:
+        match of_image.get(method, []):
+            case []:
+                reasons.setdefault("not measured", []).append(method)
+            case [row]:
+                if row.psnr_y is None or row.ssim_y is None:
+                    reasons.setdefault(row.note or "no value", []).append(method)
+            case several:
+                reasons.setdefault(f"{len(several)} rows of this name", []).append(method)
+    return "; ".join(f"{reason} for {', '.join(who)}" for reason, who in reasons.items())
+
+# %% ../nbs/05_record.ipynb #79ef471e
+def compare_sets(
+    rows: Iterable[Row],      # of any methods, sets and scales
+) -> dict[str, Compared]:     # by `Row.set_label`, in the order of the rows
+    "What can be compared in each set: only images that every method of the set has, with finite scores."
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.method, row.set), []).append(row)
+        groups.setdefault((row.set, row.scale), []).append(row)
+    found = {}
+    for (name, scale), group in groups.items():
+        methods = list(dict.fromkeys(row.method for row in group))
+        by_image: dict[str, dict[str, list[Row]]] = {}
+        for row in group:
+            by_image.setdefault(row.image, {}).setdefault(row.method, []).append(row)
+        why = {image: _why_not(of_image, methods) for image, of_image in by_image.items()}
+        found[Row.set_label(name, scale, [s for _, s in groups])] = Compared(
+            name, scale, methods, [i for i in why if not why[i]], {i: w for i, w in why.items() if w},
+            {(m, i): same[0] for i, of_image in by_image.items() for m, same in of_image.items()},
+        )
+    return found
+
+# %% ../nbs/05_record.ipynb #c4050b4f
+def summarise(
+    rows: Iterable[Row],                                   # rows of any methods, sets and scales
+) -> dict[str, dict[str, dict[str, float | int | None]]]:  # method -> set -> psnr_y, ssim_y, images
+    "Mean PSNR and SSIM of each method and set, over the images that count for all its methods."
     means: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for (method, name), group in groups.items():
-        psnr = [r.psnr_y for r in group if r.psnr_y is not None]
-        ssim = [r.ssim_y for r in group if r.ssim_y is not None]
-        means.setdefault(method, {})[name] = {
-            "psnr_y": math.fsum(psnr) / len(psnr) if psnr else None,
-            "ssim_y": math.fsum(ssim) / len(ssim) if ssim else None,
-            "images": len(group),
-        }
+    for label, compared in compare_sets(rows).items():
+        for method in compared.methods:
+            means.setdefault(method, {})[label] = {
+                "psnr_y": compared.mean(method), "ssim_y": compared.mean(method, "ssim_y"),
+                "images": len(compared.images),
+            }
     return means
+
+
+def left_out(
+    rows: Iterable[Row],           # rows of any methods, sets and scales
+) -> dict[str, dict[str, str]]:    # set -> image -> reason; only sets that have such images
+    "The images that count in no mean, and why."
+    return {label: compared.left_out for label, compared in compare_sets(rows).items() if compared.left_out}
+
+# %% ../nbs/05_record.ipynb #248ef30d
+def gains(
+    rows: Sequence[Row],         # rows of a record
+    set_name: str,               # a set among them, as `compare_sets` labels it
+    method: str = "distilled",
+    baseline: str = "plain",
+) -> dict[str, float]:           # dB by image, in the order of the rows; only images that count for all methods
+    "PSNR of a method less that of a baseline, image by image."
+    found = compare_sets(rows).get(set_name)
+    if found is None or not {method, baseline} <= set(found.methods):
+        return {}
+    psnr = {key: row.psnr_y or 0.0 for key, row in found.rows.items()}  # of images that count none is null
+    return {image: psnr[method, image] - psnr[baseline, image] for image in found.images}
+
+# %% ../nbs/05_record.ipynb #75b5da57
+def left_out_words(
+    rows: Iterable[Row],  # of any sets
+) -> str:                 # a sentence, or nothing
+    "Which images count in no mean, and why."
+    named: dict[tuple[str, str], list[str]] = {}
+    for name, images in left_out(rows).items():
+        for image, why in images.items():
+            named.setdefault((name, why), []).append(image)
+    said = [f"{', '.join(images)} of {name} ({why})" for (name, why), images in named.items()]
+    return f"In no mean, since not every method has a finite score there: {'; '.join(said)}." if said else ""
 
 # %% ../nbs/05_record.ipynb #6af0c4a8
 class DataUse(BaseModel):
@@ -115,6 +220,57 @@ class Artefact(BaseModel):
     path: str = Field(description="relative to the run's folder, with forward slashes")
     bytes: int
     sha256: str
+
+# %% ../nbs/05_record.ipynb #6bd51e08
+_Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # height and width
+
+
+class _About(TypedDict, total=False):
+    "A network; an evaluation has several in `nets`, and the ways in which each was used."
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    network: str
+    scale: int
+    spec: str
+    source: str
+    digest: str
+    params: int
+    macs: int
+    macs_input: _Size
+    taps: dict[str, list[int]]
+    assumptions: list[str]
+    latency: dict[str, float | int] | None
+    peak_memory: int | None
+    measured_at: _Size
+    nets: dict[str, _About]
+    ways: dict[str, dict[str, str | int | bool | None]]
+    perception: list[dict[str, str | int | float | None]]
+
+
+class _Environment(TypedDict, total=False):
+    "The machine and the installation."
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    versions: dict[str, str | None]
+    git: dict[str, str | bool | None] | None
+
+
+_DETAILS: dict[str, TypeAdapter[Any]] = {
+    "teacher": TypeAdapter(_About | None), "student": TypeAdapter(_About), "environment": TypeAdapter(_Environment),
+    "history": TypeAdapter(dict[str, dict[str, float | int | None]]),
+}  # fmt: skip
+
+
+def _check_details(value: Any, info: ValidationInfo) -> Any:
+    "Refuse details of the wrong type; what is right stays as it is."
+    try:
+        _DETAILS[str(info.field_name)].validate_python(value)
+    except ValidationError as fault:
+        e = fault.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, e['loc']))}: {e['msg']}") from None
+    return value
 
 # %% ../nbs/05_record.ipynb #8a6c3784
 class Record(BaseModel):
@@ -139,8 +295,14 @@ class Record(BaseModel):
                                            "of several teachers each one in `nets`, and all together")
     student: dict[str, Any] = Field(description="the same of the student, or of the network of a teacher run")
     rows: list[Row]
-    summary: dict[str, dict[str, dict[str, float | int | None]]] = Field(description="means by method and set")
-    history: dict[str, dict[str, Any]] = Field(description="last values, best, times; by method")
+    summary: dict[str, dict[str, dict[str, float | int | None]]] = Field(
+        description="means by method and set, over the images that every method of the set has with finite scores"
+    )
+    left_out: dict[str, dict[str, str]] = Field(
+        default_factory=lambda known: left_out(known.get("rows", [])),
+        description="by set, the images that count in no mean, and why",
+    )
+    history: dict[str, dict[str, Any]] = Field(description="last values, best, times, steps a second; by method")
     resumed_from_step: dict[str, list[int]] = Field(
         default_factory=dict, description="steps at which a run was continued"
     )
@@ -148,6 +310,8 @@ class Record(BaseModel):
         default_factory=dict, description="by method: each start or continuation, its step, machine, threads and rate"
     )
     artefacts: list[Artefact]
+
+    _details = field_validator(*_DETAILS)(_check_details)
 
 # %% ../nbs/05_record.ipynb #8626a4b6
 def record_schema() -> str:
@@ -273,7 +437,7 @@ class Run:
     @property
     def finished(self) -> bool:
         "Whether the run has a record that says so."
-        return (self.dir / "record.json").is_file() and self.record.state == "finished"
+        return os.path.lexists(self.dir / "record.json") and self.record.state == "finished"
 
     @property
     def record(self) -> Record:
@@ -306,10 +470,10 @@ def read_record(
     path: str | Path,  # a record.json
 ) -> Record:
     "Read and validate a record."
+    if not os.path.lexists(path):
+        raise FakdError(f"{path}: no record here; the run has not finished.")
     try:
-        return Record.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FakdError(f"{path}: no record here; the run has not finished.") from None
+        return Record.model_validate(read_json(path, "record"))
     except ValidationError as fault:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in fault.errors()[:5])
         raise FakdError(f"{path}: not a valid record ({faults}).") from None
@@ -330,10 +494,17 @@ def find_runs(
     folder: str | Path,         # searched for run folders
     digest: str | None = None,  # only runs with this digest
 ) -> list[Run]:                 # finished runs, oldest first
-    "The finished runs of a folder, by record and never by name."
-    runs = [Run(p.parent) for p in sorted(Path(folder).glob("*/record.json"))]
-    runs = [r for r in runs if r.finished and (digest is None or r.record.digest == digest)]
-    return sorted(runs, key=lambda r: r.record.finished)
+    "The finished runs of a folder, by record and never by name; a record that cannot be read is passed over and named."
+    found = []
+    for path in sorted(Path(folder).glob("*/record.json")):
+        try:
+            record = read_record(path)
+        except FakdError as fault:
+            warnings.warn(f"passed over: {fault}", stacklevel=2)
+            continue
+        if record.state == "finished" and (digest is None or record.digest == digest):
+            found.append((record.finished, Run(path.parent)))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 # %% ../nbs/05_record.ipynb #b2c6374a
 def artefacts(
@@ -352,19 +523,34 @@ def artefacts(
         for p in files
     ]
 
-
+# %% ../nbs/05_record.ipynb #a70de850
 def read_history(
     run: Run,               # the run
 ) -> list[dict[str, Any]]:  # one dict a line: numbers where the text is one, None where it is empty
     "The rows of `history.csv`: method, step, time_s, learn_rate, loss, each term, psnr_y."
     path = run.dir / "history.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {k: v if k == "method" else (float(v) if v else None) for k, v in line.items()}
-            for line in csv.DictReader(file)
-        ]
+    text = read_text(path, "history")
+    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))  # the last line may still be written
+    try:
+        columns = next(lines, [])
+        if len({*columns, "method", "step"}) != len(columns):
+            raise ValueError("its first line must name method, step and the rest, each once")
+        return [_line(columns, cells, lines.line_num) for cells in lines]
+    except (csv.Error, ValueError) as fault:
+        raise FakdError(f"{path}: not a valid history ({fault}).") from None
+
+
+def _line(columns: Sequence[str], cells: Sequence[str], number: int) -> dict[str, Any]:
+    "A line of the history with its numbers."
+    if len(cells) != len(columns):
+        raise ValueError(f"line {number} has {len(cells)} cells, the first has {len(columns)}")
+    line: dict[str, Any] = {k: v if k == "method" else float(v) if v else None
+                            for k, v in zip(columns, cells, strict=True)}
+    if line["step"] is None or not math.isfinite(line["step"]):
+        raise ValueError(f"line {number} has no step")
+    return line
 
 # %% ../nbs/05_record.ipynb #94bcbea1
 def _notebook_path() -> Path | None:

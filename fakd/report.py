@@ -31,99 +31,13 @@ from .affinity_views import AffinityRows, distance_table, progress_view, query_p
 from .checkpoint import resumed_words
 from .core import FakdError, atomic_write, static
 from .figure_files import write_figures
-from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, gains, name_of, result_table, scenes, signed
-from .record import METHODS, Record, Row, Run, find_runs, known_methods, read_history
+from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
+from .findings import finding, mean_psnr, without_teacher
+from .record import METHODS, Record, Row, Run, compare_sets, find_runs, gains, known_methods, read_history
 
 # %% auto #0
-__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'finding', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts',
+__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts',
            'read_images', 'comparison', 'page_origin', 'write_rows', 'figure_links', 'run_page', 'index_page']
-
-# %% ../nbs/80_report.ipynb #4f3e25a1
-def _mean(record: Record, method: str, name: str) -> float | None:
-    "Mean PSNR of a method on a set, if it was measured."
-    value = record.summary.get(method, {}).get(name, {}).get("psnr_y")
-    return None if value is None else float(value)
-
-
-def _images(count: int) -> str:
-    "A number of images in words."
-    return f"{count} image{'' if count == 1 else 's'}"
-
-
-def _share(gain: Mapping[str, float]) -> str:
-    "On how many images a difference is positive."
-    better = sum(round(g, 6) > 0 for g in gain.values())
-    return f"better on {better} of {_images(len(gain))}"
-
-# %% ../nbs/80_report.ipynb #b929cec3
-def _gain_words(gain: Mapping[str, float], trained: bool) -> list[str]:
-    "What the differences to the plain student say: the end of one sentence, and perhaps another."
-    if not gain:
-        return [".", "The same student was not trained without a teacher, "
-                     "so this run cannot say what distillation changed."]
-    mean = sum(gain.values()) / len(gain)
-    said = [f", {signed(mean)} dB against the same student trained without a teacher; {_share(gain)}."]
-    if trained and not float(f"{mean:.2f}"):
-        said.append("To two decimals, distillation changed nothing.")
-    elif trained and mean < 0:
-        said.append("Here distillation did harm.")
-    return said
-
-
-def _distilled_words(record: Record, name: str, images: str) -> list[str]:
-    "Sentences about the distilled student on one set: its twin without a teacher, the teacher, bicubic interpolation."
-    mine, teacher, bicubic = (_mean(record, m, name) for m in ("distilled", "teacher", "bicubic"))
-    if mine is None:
-        return [f"On {name} ({images}) the distilled student was not scored."]
-    trained = bicubic is None or mine > bicubic
-    said = _gain_words(gains(record.rows, name), trained)
-    said[0] = f"On {name} ({images}) the distilled student reaches {fixed(mine)} dB" + said[0]
-    who = "The mean of the teachers\u2019 images" if (record.teacher or {}).get("nets") else "The teacher"
-    if teacher is not None and teacher > mine:
-        said.append(f"{who} has {fixed(teacher)} dB.")
-    elif teacher is not None:
-        said.append(f"{who}, at {fixed(teacher)} dB, is no better than its student.")
-    if not trained:
-        said.append(f"Bicubic interpolation alone has {fixed(bicubic)} dB: "
-                    "the student has not been trained far enough to judge anything.")
-    return said
-
-# %% ../nbs/80_report.ipynb #02a25fe8
-def _without_teacher(record: Record) -> bool:
-    "Whether a student learned from the ground truth alone, as with `loss=DS`: then nothing was distilled."
-    return record.kind == "distill" and record.resolved.get("teacher") == "none"
-
-
-def _network_words(record: Record, name: str, images: str) -> list[str]:
-    "A sentence about the network of a run without distillation, on one set."
-    bicubic = _mean(record, "bicubic", name)
-    mine = next((v for m in ("teacher", "plain", "distilled") if (v := _mean(record, m, name)) is not None), None)
-    if mine is None:
-        return []
-    over = f", {signed(mine - bicubic)} dB against bicubic interpolation" if bicubic is not None else ""
-    return [f"On {name} ({images}) the network reaches {fixed(mine)} dB{over}."]
-
-
-def finding(
-    record: Record,  # of any kind
-) -> str:            # a paragraph of plain text
-    "What a run found, in plain language, computed from its record."
-    if record.state == "failed":
-        return f"The run failed: {record.error or 'it does not say why'}. Nothing below is a result."
-    sets = result_table(record).sets
-    if not sets:
-        return "No image was scored, so this run found nothing."
-    if record.kind != "distill" or _without_teacher(record):
-        return " ".join(s for n, k in sets for s in _network_words(record, n, _images(k))) or "Only bicubic was scored."
-    said = _distilled_words(record, sets[0][0], _images(sets[0][1]))
-    more = [f"{name} {signed(sum(gain.values()) / len(gain))} dB ({_share(gain)})"
-            for name, _ in sets[1:] if (gain := gains(record.rows, name))]
-    if more:
-        said.append(f"On other sets the difference is: {', '.join(more)}.")
-    seed = record.resolved.get("seed", "unknown")
-    said.append(f"This is one run with one seed ({seed}), which proves little: "
-                "another seed can move such a difference.")
-    return " ".join(said)
 
 # %% ../nbs/80_report.ipynb #cad3e259
 def _reads_as_text(value: str) -> bool:
@@ -282,7 +196,7 @@ def _head(record: Record) -> dict[str, Any]:
     scale = known.get("scale", "?")
     titles = {"distill": f"{_network(record.teacher)} distilled into {student}, \u00d7{scale}",
               "teacher": f"{student} trained for \u00d7{scale}"}
-    kind = "teacher" if _without_teacher(record) else record.kind
+    kind = "teacher" if without_teacher(record) else record.kind
     loss = str(known.get("loss") or "").replace("*", "\u202f").replace("+", " + ")
     facts = [loss and f"Loss {loss}", f"{known['steps']} steps" if known.get("steps") else "",
              f"training set {known['data']}" if known.get("data") else "", f"seed {known.get('seed', 'unknown')}"]
@@ -314,12 +228,10 @@ def score_texts(
 def _every_image(record: Record) -> dict[str, Any]:
     "A table of all images for each set."
     tables = []
-    for name in dict.fromkeys(r.set for r in record.rows):
-        rows = {(r.image, r.method): r for r in record.rows if r.set == name}
-        methods = known_methods(method for _, method in rows)
-        gain = gains(record.rows, name)
-        lines = [(image, [score_texts(rows.get((image, m))) for m in methods], signed(gain.get(image)))
-                 for image in dict.fromkeys(image for image, _ in rows)]
+    for name, found in compare_sets(record.rows).items():
+        methods, gain = known_methods(found.methods), gains(record.rows, name)
+        lines = [(image, [score_texts(found.rows.get((m, image))) for m in methods], signed(gain.get(image)),
+                  found.left_out.get(image)) for image in dict.fromkeys(image for _, image in found.rows)]
         heads = [name_of(record, m) for m in methods]
         tables.append({"set": name, "heads": heads, "gain": bool(gain), "lines": lines})
     return {"image_tables": tables}
@@ -483,6 +395,12 @@ def page_origin(
             "files": [f for f in files if f not in images], "image_files": images}
 
 # %% ../nbs/80_report.ipynb #9585de50
+def _cell(value: Any) -> Any:
+    "A value as a cell that no spreadsheet computes."
+    formula = isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@"))
+    return f"'{value}" if formula else value
+
+
 def write_rows(
     record: Record,    # whose rows
     path: str | Path,  # a .csv file
@@ -490,11 +408,15 @@ def write_rows(
     "The scores of every image as CSV, beside the page."
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(list(Row.model_fields))
-        out.writerows(list(row.model_dump().values()) for row in record.rows)
+        out.writerow([*Row.model_fields, "counts"])
+        apart = {(f.name, f.scale, image): f"no: {why}" for f in compare_sets(record.rows).values()
+                 for image, why in f.left_out.items()}
+        for row in record.rows:
+            counts = apart.get((row.set, row.scale, row.image), "yes")
+            out.writerow([_cell(value) for value in [*row.model_dump().values(), counts]])
     return Path(path)
 
-
+# %% ../nbs/80_report.ipynb #7393c9bb
 def figure_links(
     run: Run,                          # with a record
 ) -> list[tuple[str, list[str]]]:      # name, and the places of its PDF and PNG relative to the run
@@ -525,7 +447,7 @@ def _index_row(run: Run, folder: Path) -> dict[str, Any]:
     record, known = run.record, run.record.resolved
     name = next((r.set for r in record.rows), fixed(None))
     gain = gains(record.rows, name)
-    scores = [_mean(record, m, name) for m in ("distilled", "teacher", "plain")]
+    scores = [mean_psnr(record, m, name) for m in ("distilled", "teacher", "plain")]
     page = run.dir.relative_to(folder) / "report.html"
     return {"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "set": name,
             "student": _network(record.student), "day": record.finished[:10],

@@ -17,19 +17,19 @@ import torch
 from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet, image_set
-from .complexity import describe_net, latency, peak_memory
+from .complexity import describe_net, latencies, peak_memory
 from .config import EvaluateConfig, find_weights
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
-from .evaluate import bicubic_rows, evaluate, super_resolve
+from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from .foreign import load_any
 from .metrics import perceptual_measures
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .weights import net_digest
 
 # %% auto #0
-__all__ = ['KEPT_IMAGES', 'KEPT_NETS', 'Way', 'net_names', 'Evaluation', 'prepare_evaluation', 'set_label', 'measure_scores',
-           'measure_costs', 'measure_perception', 'finish_evaluation', 'evaluate_weights']
+__all__ = ['KEPT_IMAGES', 'KEPT_NETS', 'Way', 'net_names', 'Evaluation', 'prepare_evaluation', 'measure_scores', 'measure_costs',
+           'measure_perception', 'finish_evaluation', 'evaluate_weights']
 
 # %% ../nbs/64_scoring.ipynb #35e30510
 class Way(NamedTuple):
@@ -122,7 +122,7 @@ def prepare_evaluation(
     about = {name: _about(net.requires_grad_(False), str(sources[name])) for name, net in nets.items()}
     sets = [image_set(name.strip()) for name in str(cfg.benchmarks).split("+")]
     scales = sorted({net.scale for net in nets.values()})
-    data = [DataUse(name=set_label(s.name, scale, scales), role="evaluate", count=len(s), digest=s.digest(scale))
+    data = [DataUse(name=Row.set_label(s.name, scale, scales), role="evaluate", count=len(s), digest=s.digest(scale))
             for scale in scales for s in sets]
     code = code_digest()
     whole = digest({
@@ -146,15 +146,6 @@ def _about(net: Any, source: str) -> dict[str, Any]:
     return {**described, "network": spec.split("(")[0], "spec": spec, "source": source, "digest": net_digest(net),
             "assumptions": list(getattr(net, "assumptions", []))}
 
-
-def set_label(
-    name: str,              # of a set
-    scale: int,             # 2, 3, 4 or 8
-    scales: Sequence[int],  # all scales of the evaluation
-) -> str:
-    "A set's name in means and data: with its scale, where there are several."
-    return name if len(scales) == 1 else f"{name}, x{scale}"
-
 # %% ../nbs/64_scoring.ipynb #19d3e2f2
 KEPT_IMAGES, KEPT_NETS = 8, 6  # at most: as many as a page can show
 
@@ -168,27 +159,13 @@ def _keep_images(
     for scale in scales:
         for images in evaluation.sets[: max(1, KEPT_IMAGES // len(scales))]:
             rows = [r for r in evaluation.rows if (r.scale, r.set) == (scale, images.name)]
-            names, image = _worth_seeing(rows, list(evaluation.nets))
+            names, image = worth_seeing(rows, list(evaluation.nets), KEPT_NETS)
             pair = next(p for p in images.pairs(scale) if p.name == image)
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, scale)}
             shown |= {name: make(evaluation.nets[name], pair.lr_img) for name in names}
             for name, img in shown.items():
                 folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / f"{images.name}--{image}"
                 write_image(folder / f"{quote(name, safe='')}.png", img)
-
-
-def _worth_seeing(
-    rows: Sequence[Row],   # of one set and scale
-    names: Sequence[str],  # of networks
-) -> tuple[list[str], str]:  # the best networks, in the order given, and an image
-    "The best networks on a set, and the image on which one of them gains most over bicubic."
-    score = {(r.method, r.image): r.psnr_y for r in rows if r.psnr_y is not None}
-    measured = [name for name in names if any(method == name for method, _ in score)]
-    total = {name: sum(psnr for (method, _), psnr in score.items() if method == name) for name in measured}
-    best = sorted(measured, key=lambda name: -total[name])[:KEPT_NETS]
-    gain = {image: max(score.get((name, image), 0.0) for name in best) - base
-            for (method, image), base in score.items() if method == "bicubic" and best}
-    return [n for n in measured if n in best], max(gain, key=lambda image: gain[image], default=rows[0].image)
 
 # %% ../nbs/64_scoring.ipynb #f50eb6aa
 def measure_scores(
@@ -215,16 +192,17 @@ def measure_costs(
     evaluation: Evaluation,  # prepared
 ) -> dict[str, dict[str, Any]]:  # by network: latency_ms (median, low, high), peak_memory in bytes, and at what input
     "Latency and peak memory of each network on one square LR image, in fp32."
-    cfg, costs = evaluation.config, {}
-    side = cfg.input_px
+    cfg, nets, side = evaluation.config, evaluation.nets, evaluation.config.input_px
     lr_imgs = torch.full((1, 3, side, side), 127.0, device=cfg.device)
-    for name, net in evaluation.nets.items():
-        net.to(cfg.device)
+    costs: dict[str, dict[str, Any]] = {}
+    for name, net in nets.items():
         with torch.inference_mode():
-            memory = peak_memory(partial(net, lr_imgs), cfg.device)
-        took = latency(net, (side, side), cfg.repeats)._asdict() if cfg.repeats else None
+            memory = peak_memory(partial(net.to(cfg.device), lr_imgs), cfg.device)
+        costs[name] = {"latency": None, "peak_memory": memory, "measured_at": [side, side], "device": cfg.device}
+    took = latencies(nets, (side, side), cfg.repeats) if cfg.repeats else {}
+    for name, net in nets.items():
         net.to("cpu")
-        costs[name] = {"latency": took, "peak_memory": memory, "measured_at": [side, side], "device": cfg.device}
+        costs[name]["latency"] = took[name]._asdict() if took else None
         evaluation.about[name] |= costs[name]
     return costs
 
@@ -257,12 +235,6 @@ def finish_evaluation(
     evaluation: Evaluation,  # after `measure_scores`
 ) -> Run:
     "Write the record: rows, means for each scale, networks with their costs."
-    means: dict[str, dict[str, Any]] = {}
-    for scale in evaluation.scales:
-        of_scale = summarise(row for row in evaluation.rows if row.scale == scale)
-        for method, sets in of_scale.items():
-            labelled = {set_label(name, scale, evaluation.scales): mean for name, mean in sets.items()}
-            means.setdefault(method, {}).update(labelled)
     ways = {way.method: way._asdict() for way in evaluation.ways}
     (alone, *others) = evaluation.about.values()
     record = Record(
@@ -272,7 +244,7 @@ def finish_evaluation(
         environment=environment(), code_digest=evaluation.code, data=evaluation.data, teacher=None,
         student={**({} if others else alone), "nets": evaluation.about, "ways": ways,
                  **({"perception": evaluation.perception} if evaluation.perception else {})},
-        rows=evaluation.rows, summary=means, history={}, artefacts=artefacts(evaluation.run),
+        rows=evaluation.rows, summary=summarise(evaluation.rows), history={}, artefacts=artefacts(evaluation.run),
     )
     write_record(evaluation.run, record)
     return evaluation.run

@@ -4,12 +4,14 @@
     python tests/mutants.py ema-swapped rows-shave    some of them
     python tests/mutants.py --list                 their names, and what each one breaks
 
-A mutant names a file of fakd/, a text that stands in it once, and what replaces it. The tests are named fastest first,
-and the first failure ends a mutant. Where a text is no longer found, the list has to follow the change that moved it.
+A mutant names a file of fakd/, a text that stands in it once, and what replaces it. Its tests are files of tests/, or
+notebooks whose checks are run with the same fault in their cells; they are named fastest first, and the first failure
+ends a mutant. Where a text is no longer found, the list has to follow the change that moved it.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -38,7 +40,7 @@ class Mutant:
     what: str                            # the fault, in words
     file: str                            # in fakd/
     edits: tuple[tuple[str, str], ...]   # text before and after
-    tests: tuple[str, ...]               # files of tests/ without their ending, fastest first
+    tests: tuple[str, ...]               # `test_losses` or `48_losses`, fastest first
 
     def faults(self) -> list[str]:
         "Why it cannot be applied."
@@ -46,11 +48,26 @@ class Mutant:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         found = [f"{self.id}: stands {text.count(before)} times in fakd/{self.file}, not once: {before.strip()}"
                  for before, _ in self.edits if text.count(before) != 1]
-        return found + [f"{self.id}: there is no tests/{t}.py" for t in self.tests if not _file(t).is_file()]
+        found += [f"{self.id}: there is no {place(test)}" for test in self.tests if not (ROOT / place(test)).is_file()]
+        if not found and path.suffix == ".py":
+            try:
+                compile(self.applied(text), self.file, "exec", dont_inherit=True)
+            except SyntaxError as fault:  # any test would notice that
+                found = [f"{self.id}: fakd/{self.file} would be no Python: {fault}"]
+        return found
+
+    def applied(self, text: str) -> str:
+        "The file with the fault."
+        for before, after in self.edits:
+            text = text.replace(before, after)
+        return text
 
 
-def _file(test: str) -> Path:
-    return ROOT / "tests" / f"{test}.py"
+def place(
+    test: str,  # `test_losses` or `48_losses`
+) -> str:
+    "The file of a test."
+    return f"tests/{test}.py" if test.startswith("test_") else f"nbs/{test}.ipynb"
 
 
 def read_mutants() -> list[Mutant]:
@@ -79,17 +96,20 @@ def copy_project(folder: Path) -> Path:
 
 @contextmanager
 def broken(copy: Path, mutant: Mutant) -> Iterator[None]:
-    "While open, the copy has the fault."
-    path = copy / "fakd" / mutant.file
-    whole = path.read_text(encoding="utf-8")
-    text = whole
-    for before, after in mutant.edits:
-        text = text.replace(before, after)
-    path.write_text(text, encoding="utf-8")
+    "While open, the copy has the fault: in the module, and in the notebooks that are its tests."
+    module, notebooks = copy / "fakd" / mutant.file, [copy / place(t) for t in mutant.tests if t[0].isdigit()]
+    whole = {path: path.read_text(encoding="utf-8") for path in (module, *notebooks)}
+    module.write_text(mutant.applied(whole[module]), encoding="utf-8")
+    for path in notebooks:
+        notebook = json.loads(whole[path])
+        for cell in notebook["cells"]:
+            cell["source"] = mutant.applied("".join(cell["source"]))
+        path.write_text(json.dumps(notebook), encoding="utf-8")
     try:
         yield
     finally:
-        path.write_text(whole, encoding="utf-8")
+        for path, text in whole.items():
+            path.write_text(text, encoding="utf-8")
 
 
 def noticed(copy: Path, tests: Sequence[str]) -> str:
@@ -97,14 +117,16 @@ def noticed(copy: Path, tests: Sequence[str]) -> str:
     env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
                         "FAKD_THREADS": "1"}
     for test in tests:  # a process each: the fastest shall not wait until the slow ones are collected
-        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "--tb=line", f"tests/{test}.py"]
+        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "--tb=line", place(test)]
+        if test[0].isdigit():
+            command = [str(Path(sys.executable).parent / "nbdev_test"), "--n_workers", "0", "--path", place(test)]
         try:
             run = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
-            return f"tests/{test}.py hangs"
+            return f"{place(test)} hangs"
         if run.returncode:
             failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-            return failed[0].split(" - ")[0].partition(" ")[2] if failed else f"tests/{test}.py cannot be run"
+            return failed[0].split(" - ")[0].partition(" ")[2] if failed else place(test)
     return ""
 
 

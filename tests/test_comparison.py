@@ -5,6 +5,7 @@ formulas of the paper give, written here with torch alone on the same batches.
 """
 import copy
 import math
+import types
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from torch.nn import functional as F
 from fakd.benchmarks import image_set
 from fakd.config import DistillConfig
 from fakd.core import write_image
-from fakd.figures import gains, result_table
+from fakd.figures import result_table
 from fakd.images import read_image
 from fakd.losses import DistillLoss
 from fakd.metrics import psnr_y
 from fakd.nets import make_net
 from fakd.pairs import Patches
-from fakd.record import Row, summarise, write_record
+from fakd.record import Row, gains, summarise, write_record
 from fakd.taps import Taps
 from fakd.teacher import Teacher
 from fakd.train import fit, prepare, score
@@ -355,3 +356,23 @@ def test_the_scaler_goes_on_after_a_stop(run, tmp_path):
         for step in range(1, 5):
             train_step(other, *other.patches.batch(step, BATCH))
     assert t.scaler.get_scale() == again.scaler.get_scale() == 2.0**10
+
+
+def test_the_time_of_a_training_is_that_of_its_steps_without_looking(run, monkeypatch):
+    "On a clock that only a watcher and the loss move: 3 seconds a step, 100 a look."
+    now = [0.0]
+
+    class Slow(DistillLoss):
+        def forward(self, *args, **more):
+            now[0] += 3.0
+            return super().forward(*args, **more)
+
+    class Look:
+        def on_step(self, t):
+            now[0] += 100.0
+
+    monkeypatch.setattr("fakd.trainer.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    short = run.config.model_copy(update={"steps": 4})
+    t = Trainer(make_net(STUDENT, 2, seed=SEED), Slow("DS"), Patches(run.images, 2, 12, SEED), short, watchers=[Look()])
+    t.fit()
+    assert t.time_s == 4 * 3.0

@@ -12,7 +12,19 @@ from skimage.metrics import structural_similarity
 
 from fakd.core import FakdError
 from fakd.images import list_images, read_image
-from fakd.metrics import _learned, _stages, dists, lpips, psnr_div2k, psnr_rgb, psnr_y, rgb_to_y, ssim_rgb, ssim_y
+from fakd.metrics import (
+    _learned,
+    _stages,
+    dists,
+    lpips,
+    luma_scores,
+    psnr_div2k,
+    psnr_rgb,
+    psnr_y,
+    rgb_to_y,
+    ssim_rgb,
+    ssim_y,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -100,6 +112,35 @@ def test_images_that_cannot_be_compared_are_refused(metric):
         ssim_y(img, img, 5)
 
 
+def luma_of(sr_img, hr_img, shave):
+    return luma_scores(sr_img[:, :, 0], hr_img[:, :, 0], shave)
+
+
+@pytest.mark.parametrize("metric", [psnr_y, psnr_rgb, psnr_div2k, ssim_y, ssim_rgb, luma_of])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_score_is_given_for_values_that_are_not_finite(metric, value):
+    hr_img = np.random.default_rng(0).integers(256, size=(40, 44, 3)).astype(float)
+    for dtype, where in ((np.float64, (20, 20)), (np.float32, (0, 0)), (np.float16, (39, 43))):  # the border too
+        holed = hr_img.astype(dtype)
+        holed[where] = value
+        for pair in ((holed, hr_img), (hr_img, holed), (holed, holed)):
+            with pytest.raises(FakdError, match="not finite"):
+                metric(*pair, 2)
+
+
+@pytest.mark.parametrize("metric", [psnr_y, psnr_rgb, ssim_y, ssim_rgb, luma_of])
+def test_other_scales_of_values_are_refused(metric):
+    hr_img = np.random.default_rng(0).integers(256, size=(30, 34, 3)).astype(np.uint8)
+    for other, says in ((hr_img / 255, "multiply both images by 255"), (hr_img.astype(np.uint16) * 257, "0..255"),
+                        (hr_img.astype(np.float32) * 257, "0..255"), (hr_img.astype(int) - 128, "0..255"),
+                        (hr_img > 9, "values of type bool")):
+        with pytest.raises(FakdError, match=says):
+            metric(other, other, 2)
+    dark = (hr_img > 128).astype(float)  # whole numbers may be a very dark image
+    metric(dark, dark, 2)
+    metric(hr_img * 1.5 - 20, hr_img, 2)  # a result that is not clamped has its score
+
+
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
     "AlexNet and VGG16 of random weights, in files as torchvision writes them, classifier and all."
@@ -160,6 +201,8 @@ def test_lpips_follows_its_formula(kind, backbones):
         expected += ((x - y) ** 2 * weights[f"lin{k}.model.1.weight"].double()[0]).sum(0).mean().item()
     assert lpips(sr_img, hr_img, backbones / f"{kind}.pth") == pytest.approx(expected, rel=1e-4)
     assert lpips(hr_img, hr_img, backbones / f"{kind}.pth") == 0
+    with pytest.raises(FakdError, match="not finite"):
+        lpips(np.full(hr_img.shape, np.nan), hr_img, backbones / f"{kind}.pth")
 
 
 def test_dists_follows_its_formula(backbones):
