@@ -23,7 +23,7 @@ from .record import Row, compare_sets
 from .upscale import Net, tiled
 
 # %% auto #0
-__all__ = ['Make', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate', 'worth_seeing']
+__all__ = ['Make', 'NotFinite', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate', 'worth_seeing']
 
 # %% ../nbs/62_evaluate.ipynb #92d13bee
 @contextmanager
@@ -45,6 +45,10 @@ def _evaluating(
             module.training = mode
 
 # %% ../nbs/62_evaluate.ipynb #fba4228b
+class NotFinite(FakdError):
+    "A network gives values that are not finite."
+
+
 def _upscaled(
     net: nn.Module,                 # forward(lr_imgs) -> sr_imgs, both 0..255
     lr_imgs: Sequence[np.ndarray],  # uint8, (h, w, 3), of one size
@@ -62,7 +66,7 @@ def _upscaled(
         run = partial(tiled, net, tile=tile) if tile else net
         sr_imgs = self_ensemble(run, batch) if ensemble else run(batch)
     if not torch.isfinite(sr_imgs).all():
-        raise FakdError(f"the network's output at precision {precision} holds values that are not finite.")
+        raise NotFinite(f"the network's output at precision {precision} holds values that are not finite.")
     return to_images(sr_imgs)
 
 
