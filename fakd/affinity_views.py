@@ -20,12 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .affinity import affinity_l1, pixel_row, unit_maps
 from .core import FakdError, rng, to_batch
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
 from .files import read_arrays
+from .progress import Bar
 from .record import Run
 from .taps import Taps, resolve_taps
 
@@ -154,7 +154,7 @@ def feature_maps(
     if len({len(p) for p in places.values()}) != 1:
         raise FakdError(f"the networks name unequal numbers of taps ({places}): say which belong together (taps).")
     found: dict[str, list[Tensor]] = {}
-    for name in tqdm(nets, desc="features", unit="network", leave=False, delay=1):
+    for name in Bar(nets, desc="features", unit="network", leave=False, delay=1):
         net, where = nets[name], next(nets[name].parameters())
         with torch.no_grad(), Taps(net, places[name]) as seen:
             net(to_batch([lr_img], where.device).to(where.dtype))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .core import FakdError, digest, find_path, nearest, places
 from .degrade import degrade, modcrop
 from .images import list_images, read_image
 from .pairs import ImagePair, cached_pairs, in_order
+from .progress import Bar
 
 # %% auto #0
 __all__ = ['SETS', 'BENCHMARKS', 'Entry', 'ImageSet', 'set_files', 'image_set', 'found_benchmarks']
@@ -126,7 +126,7 @@ class ImageSet:
             key = digest([_CACHE_FORMAT, self.digest(scale)])
             return cached_pairs(key, read, len(entries), self.name, progress, workers)
         pairs = in_order(read, len(entries), workers)
-        return list(tqdm(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
+        return list(Bar(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
 
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."

@@ -13,10 +13,8 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from .commands import SHELLS, add_commands, completion, dashed, refuse
 from .core import FakdError, choose_device, find_path, set_threads
@@ -24,6 +22,7 @@ from .download import data_get, data_list, data_verify
 from .foreign import load_any
 from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
 from .onnx import OnnxNet
+from .progress import Bar
 from .trainer import Diverged
 from .upscale import MEMORY_MB, Net, net_scale, upscale
 
@@ -111,7 +110,7 @@ def upscale_files(
     "Enlarge image files; one that fails is noted and the rest is done."
     tally = Tally()
     try:
-        for source, target in tqdm(jobs.items(), desc="images", disable=not progress or len(jobs) == 1):
+        for source, target in Bar(jobs.items(), desc="images", disable=not progress or len(jobs) == 1):
             if target.exists() and not overwrite:
                 tally.skipped.append(target)
                 continue
@@ -200,7 +199,7 @@ def _upscale_options(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     "The whole command line."
     parser = argparse.ArgumentParser("fakd", description="Distilled super-resolution networks at work.", epilog=_CODES)
-    parser.add_argument("--version", action="version", version=f"fakd {version('fakd')}")
+    parser.add_argument("--version", action="version", version=f"fakd {import_module('fakd').__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     what = "enlarge image files; depth, transparency and colour profile are kept"
     raw = argparse.RawDescriptionHelpFormatter

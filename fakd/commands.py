@@ -18,16 +18,15 @@ from pydantic.fields import FieldInfo
 
 from .complexity import count_params
 from .config import Config, DistillConfig, EvaluateConfig, TeacherConfig
-from .core import FakdError, find_path, nearest, root
-from .evaluate_report import evaluation_page
-from .explorer import save_explorer
+from .core import FakdError, find_path, nearest, places, portable
 from .figures import result_table
 from .foreign import load_any
 from .losses import LOSSES
 from .nets import NETS, make_net, parse_net
 from .onnx import export_onnx
+from .pages import make_pages
 from .record import Run
-from .report import index_page, run_page
+from .report import index_page
 from .scoring import evaluate_weights
 from .train import distill, train_teacher
 from .upscale import net_scale
@@ -102,26 +101,23 @@ def dashed(
             for argument, (name, equals, value) in zip(arguments, split, strict=True)]
 
 # %% ../nbs/94_commands.ipynb #d7670920
-def _pages(run: Run) -> int:
-    "The pages of a finished run, and where they are."
-    explorer = save_explorer(run)
-    page = evaluation_page(run) if run.record.kind == "evaluate" else run_page(run)
-    if run.record.kind != "evaluate":
-        print(result_table(run.record))
-    print(f"Report: {page}\nExplorer: {explorer or 'none, for no network of this run can be looked into'}")
+def _scores(run: Run) -> int:
+    "The table of a run whose pages are made."
+    print(result_table(run.record))
     return 0
 
 
 def _distill(given: argparse.Namespace) -> int:
-    return _pages(distill(**settings_of(given, DistillConfig)))
+    return _scores(distill(**settings_of(given, DistillConfig)))
 
 
 def _teacher(given: argparse.Namespace) -> int:
-    return _pages(train_teacher(**settings_of(given, TeacherConfig)))
+    return _scores(train_teacher(**settings_of(given, TeacherConfig)))
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    return _pages(evaluate_weights(**settings_of(given, EvaluateConfig)))
+    evaluate_weights(**settings_of(given, EvaluateConfig))
+    return 0
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -130,7 +126,8 @@ def _report(given: argparse.Namespace) -> int:
     if not (folder / "record.json").is_file() and any(folder.glob("*/record.json")):
         print(f"Runs: {index_page(folder)}")
         return 0
-    return _pages(Run.open(folder))
+    print(pages := make_pages(Run.open(folder)))
+    return 0 if isinstance(pages.report, Path) else 1
 
 # %% ../nbs/94_commands.ipynb #18247e38
 def _export(given: argparse.Namespace) -> int:
@@ -170,9 +167,9 @@ def _nets(given: argparse.Namespace) -> int:
             taps = str(len(net.tap_names()))  # type: ignore[operator]
             lines.append((name, role, f"{count_params(net):,}", taps, f"{name}({sizes})"))
     kept = [("weights", "scale", "role")]
-    for path in sorted((root() / "data/weights").glob("*.safetensors")):
+    for path in (file for place in places("data/weights") for file in sorted(place.glob("*.safetensors"))):
         has = read_state(path)[1]
-        kept.append((path.relative_to(root()).as_posix(), f"x{has.get('scale', '?')}", has.get("method", "")))
+        kept.append((portable(path).as_posix(), f"x{has.get('scale', '?')}", has.get("method", "")))
     print(_aligned(lines) + (f"\n\n{_aligned(kept)}" if kept[1:] else ""))
     return 0
 

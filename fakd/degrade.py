@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
-from tqdm.auto import tqdm
 
 from .core import FakdError, cpu_quota, find_path, pick, write_image
 from .images import image_size, list_images, read_image
+from .progress import Bar
 
 # %% auto #0
 __all__ = ['RULES', 'imresize', 'modcrop', 'degrade', 'degrade_folder']
@@ -149,7 +149,7 @@ def degrade_folder(
     pool = ThreadPoolExecutor(workers or cpu_quota())
     try:
         jobs = [pool.submit(_degrade_file, file, Path(dst), scales) for file in files]
-        for file, job in zip(files, tqdm(jobs, desc=src.name, unit="image", disable=not progress), strict=True):
+        for file, job in zip(files, Bar(jobs, desc=src.name, unit="image", disable=not progress), strict=True):
             try:
                 made += job.result()
             except (FakdError, OSError) as fault:

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 import requests
-from tqdm.auto import tqdm
 
 from .benchmarks import SETS, ImageSet, image_set, set_files
 from .core import FakdError, cpu_quota, pick, root
 from .degrade import degrade
 from .images import read_image
+from .progress import Bar
 
 # %% auto #0
 __all__ = ['ARCHIVES', 'Archive', 'DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify']
@@ -101,7 +101,7 @@ def _transfer(
         name = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         tag.write_text("" if name.startswith("W/") else name)
         left = int(answer.headers.get("Content-Length", 0))
-        bar = tqdm(total=done + left, initial=done, unit="B", unit_scale=True, disable=not progress, leave=False)
+        bar = Bar(total=done + left, initial=done, unit="B", unit_scale=True, disable=not progress, leave=False)
         with open(part, "ab" if going_on else "wb") as file, bar:
             for block in answer.iter_content(1 << 16):
                 file.write(block)
@@ -302,6 +302,6 @@ def data_verify(
             faults.append(str(fault))
     with ThreadPoolExecutor(cpu_quota()) as pool:
         jobs = pool.map(lambda n: _faults_of(n, hr_files[n], lr_files[n]), hr_files)
-        for found in tqdm(jobs, total=len(hr_files), desc=f"verify {images.name}", disable=not progress, leave=False):
+        for found in Bar(jobs, total=len(hr_files), desc=f"verify {images.name}", disable=not progress, leave=False):
             faults += found
     return faults

@@ -12,13 +12,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet
 from .core import PRECISIONS, FakdError, pick, to_batch, to_images
 from .degrade import imresize
 from .metrics import psnr_y, ssim_y
 from .pairs import ImagePair
+from .progress import Bar
 from .record import Row, compare_sets
 from .upscale import Net, tiled
 
@@ -127,7 +127,7 @@ def _rows(
 ) -> list[Row]:
     "Score every method on every image of every set."
     rows = []
-    with tqdm(total=len(methods) * sum(map(len, sets)), desc="evaluate", disable=not progress, leave=False) as bar:
+    with Bar(total=len(methods) * sum(map(len, sets)), desc="evaluate", disable=not progress, leave=False) as bar:
         for images in sets:
             pairs = images.pairs(scale)
             found: dict[tuple[int, str], Row] = {}

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .core import FakdError, cpu_quota, rng, root
+from .progress import Bar
 
 # %% auto #0
 __all__ = ['ImagePair', 'cache_dir', 'in_order', 'ImageCache', 'cached_pairs', 'Patches', 'prefetch']
@@ -144,7 +144,7 @@ def cached_pairs(
     cache = ImageCache(key, folder)
     if not cache.complete:
         reading = in_order(make, count, workers)
-        cache.build(iter(tqdm(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)))
+        cache.build(iter(Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)))
     return cache.pairs()
 
 # %% ../nbs/15_pairs.ipynb #8cd50137

@@ -34,7 +34,7 @@ from .files import read_json, read_text
 # %% auto #0
 __all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
            'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run', 'runs_folder', 'read_record',
-           'write_record', 'find_runs', 'artefacts', 'read_history', 'keep_notebook']
+           'write_record', 'find_runs', 'artefacts', 'write_history', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
 METHODS = ("bicubic", "teacher", "plain", "plain_equal_time", "distilled")
@@ -522,6 +522,18 @@ def artefacts(
         )
         for p in files
     ]
+
+# %% ../nbs/05_record.ipynb #c0b2bcb0
+def write_history(
+    run: Run,                        # the run
+    lines: Sequence[dict[str, Any]], # of all methods, in the order in which they were trained
+) -> None:
+    "The table of `history.csv`: one line a time, one column a term, empty where there is no value."
+    columns = [*dict.fromkeys(k for line in lines for k in line if k != "psnr_y"), "psnr_y"]
+    with atomic_write(run.dir / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
 
 # %% ../nbs/05_record.ipynb #a70de850
 def read_history(

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
-from tqdm.auto import tqdm
 
 from .benchmarks import ImageSet, image_set
 from .complexity import describe_net, latencies, peak_memory
@@ -24,6 +23,8 @@ from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from .foreign import load_any
 from .metrics import perceptual_measures
+from .pages import make_pages
+from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .weights import net_digest
 
@@ -219,7 +220,7 @@ def measure_perception(
         makers |= {name: partial(super_resolve, net, device=cfg.device, precision=cfg.precision.split("+")[0])
                    for name, net in evaluation.nets.items() if net.scale == scale}
         for images in evaluation.sets:
-            for pair in tqdm(images.pairs(scale), desc=f"perception, {images.name}", disable=not progress, leave=False):
+            for pair in Bar(images.pairs(scale), desc=f"perception, {images.name}", disable=not progress, leave=False):
                 for method, make in makers.items():
                     sr_img = make(pair.lr_img)
                     try:
@@ -258,4 +259,6 @@ def evaluate_weights(
     measure_scores(evaluation)
     measure_perception(evaluation)
     measure_costs(evaluation)
-    return finish_evaluation(evaluation)
+    run = finish_evaluation(evaluation)
+    print(make_pages(run))
+    return run

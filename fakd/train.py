@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import html
 import itertools
 from collections.abc import Sequence
@@ -32,12 +31,13 @@ from .foreign import Foreign, as_net, load_any, spec_of
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
+from .pages import make_pages
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
 from .resume import diverged, drop_checkpoints, open_run
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
-from .trainer import Curves, Diverged, History, Progress, Saver, Snapshots, Trainer, remedy, restore
+from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
@@ -353,12 +353,12 @@ def _trainer(setup: Setup, cfg: Any, method: str, distil: bool, checkpoint: Path
     student = setup.new_student()
     loss = _make_loss(setup, student, distil)
     teacher = _teaching(setup) if loss.needs_teacher else None
+    earlier = list(itertools.chain(*setup.histories.values()))
     return Trainer(
         student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
         teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
         watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
-                  Curves(list(itertools.chain(*setup.histories.values()))), *_snapshots(setup, method),
-                  Saver(checkpoint)],
+                  Curves(earlier), HistoryFile(setup.run, earlier), *_snapshots(setup, method), Saver(checkpoint)],
         origin=setup.origin,
     )
 
@@ -538,7 +538,6 @@ def finish(
     cfg, run = setup.config, setup.run
     if setup.record is not None:
         return run
-    _write_history(run, list(itertools.chain(*setup.histories.values())))
     student = setup.new_student()
     record = Record(
         run_id=run.id,
@@ -566,15 +565,6 @@ def finish(
     if not error:
         drop_checkpoints(run)
     return run
-
-# %% ../nbs/65_train.ipynb #3109153f
-def _write_history(run: Run, lines: Sequence[dict[str, Any]]) -> None:
-    "The table of `history.csv`: one line a time, one column a term, empty where there is no value."
-    columns = [*dict.fromkeys(k for line in lines for k in line if k != "psnr_y"), "psnr_y"]
-    with atomic_write(run.dir / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({k: "" if v is None else v for k, v in line.items()} for line in lines)
 
 # %% ../nbs/65_train.ipynb #3d370aee
 def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> dict[str, Any]:
@@ -631,7 +621,7 @@ def distill(
     if setup.config.equal_time:
         fit(setup, equal_time=True)
     score(setup)
-    return finish(setup)
+    return _with_pages(finish(setup))
 
 
 def train_teacher(
@@ -641,4 +631,10 @@ def train_teacher(
     setup = prepare(TeacherConfig(**parameters))
     fit(setup)
     score(setup)
-    return finish(setup)
+    return _with_pages(finish(setup))
+
+
+def _with_pages(run: Run) -> Run:
+    "The run, with report and explorer as its notebook leaves them; says where they are."
+    print(make_pages(run))
+    return run

@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
 
 from .affinity import affinity_l1, pixel_row
 from .checkpoint import before, load_run, random_states, refuse_changes, save_checkpoint, set_random_states, sitting
@@ -29,12 +28,14 @@ from .core import PRECISIONS, FakdError, atomic_write, digest, to_batch
 from .files import read_arrays
 from .losses import DistillLoss
 from .pairs import Patches, prefetch
+from .progress import Bar, notebook_display
+from .record import Run, write_history
 from .taps import Taps
 from .teacher import Teacher, Teachers
 
 # %% auto #0
 __all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'is_finite', 'train_step', 'remedy',
-           'trainer_state', 'restore', 'History', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
+           'trainer_state', 'restore', 'History', 'HistoryFile', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -338,6 +339,25 @@ class History:
             t.tell("on_eval")
 
 # %% ../nbs/60_trainer.ipynb #eca3bcf8
+class HistoryFile:
+    "Keeps `history.csv` up with a training, always whole, so that a run can be followed from outside."
+
+    def __init__(
+        self,
+        run: Run,                          # in whose folder
+        earlier: Sequence[dict[str, Any]], # lines of methods already trained
+    ):
+        self.run, self.earlier, self.written = run, list(earlier), 0
+
+    def on_step(self, t: Trainer) -> None:
+        if len(t.history) != self.written:
+            self.on_end(t)
+
+    def on_end(self, t: Trainer) -> None:
+        self.written = len(t.history)
+        write_history(self.run, [*self.earlier, *t.history])
+
+
 class Saver:
     "Saves at the start, every `checkpoint_min` minutes and at the end; what it keeps is finite, and its next step too."
 
@@ -382,7 +402,7 @@ class Progress:
 
     def on_step(self, t: Trainer) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=t.config.steps, initial=t.step - 1, desc=t.method, unit="step", mininterval=0.5)
+            self.bar = Bar(total=t.config.steps, initial=t.step - 1, desc=t.method, unit="step", mininterval=0.5)
         self.bar.update()
 
     def on_eval(self, t: Trainer) -> None:
@@ -405,7 +425,7 @@ class Curves:
         self.before, self.handle = list(before), None
 
     def on_eval(self, t: Trainer) -> None:
-        display = _notebook_display()
+        display = notebook_display()
         if display is None:
             return
         figure = _draw_curves([*self.before, *t.history])
@@ -414,17 +434,6 @@ class Curves:
         else:
             self.handle.update(figure)
         plt.close(figure)
-
-
-def _notebook_display() -> Any:
-    "IPython's display, if this runs in a notebook's kernel."
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return None
-    shell = get_ipython()
-    return display if shell is not None and hasattr(shell, "kernel") else None
 
 # %% ../nbs/60_trainer.ipynb #f4a871ef
 def _draw_curves(

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from tqdm.auto import tqdm
 
 from .core import FakdError
 from .degrade import imresize
+from .progress import Bar
 
 # %% auto #0
 __all__ = ['Net', 'OVERLAP', 'MEMORY_MB', 'LEAST', 'net_scale', 'net_device', 'tiled', 'pixel_bytes', 'fit_tile', 'upscale']
@@ -72,7 +72,7 @@ def _bands(
     down, across = (_ramps(side, at, scale).to(lr_imgs.device) for side, at in ((height, tops), (width, lefts)))
     rest: Tensor | None = None  # rows that the bands so far have begun
     count = len(tops) * len(lefts)
-    with tqdm(total=count, desc="tiles", disable=not progress or count == 1, leave=False) as bar:
+    with Bar(total=count, desc="tiles", disable=not progress or count == 1, leave=False) as bar:
         for i, top in enumerate(tops):
             band: Tensor | None = None
             for left, weights in zip(lefts, across, strict=True):

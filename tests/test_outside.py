@@ -49,7 +49,7 @@ def python(code: str, installed: Path, cwd: Path) -> subprocess.CompletedProcess
 def test_a_package_distils_evaluates_and_reports_in_any_folder(installed, elsewhere):
     done = python(f"""
 import fakd
-from fakd.evaluate_report import evaluation_page, published_tables
+from fakd.evaluate_report import published_tables
 from fakd.scoring import evaluate_weights
 from fakd.train import distill
 print(fakd.__file__)
@@ -57,7 +57,6 @@ run = distill({SIZES}, benchmarks="sample-eval")
 run = evaluate_weights(weights=f"{{run.dir}}+data/weights/student-x4-plain.safetensors", repeats=0, out_dir="scores",
                        benchmarks="sample-eval")
 published_tables(run.record)
-print(evaluation_page(run))
 """, installed, elsewhere)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith(str(installed)), "the clone was imported, not the installed package"
@@ -67,6 +66,7 @@ print(evaluation_page(run))
     assert record["environment"]["git"] is None
     assert record["environment"]["no_git"] == "fakd was installed as a package"
     assert record["environment"]["versions"]["fakd"]
+    assert (folder / "report.html").is_file() and (folder / "explorer.html").is_file()
     (scores,) = (elsewhere / "scores").iterdir()
     evaluation = json.loads((scores / "record.json").read_text())
     sources = [net["source"] for net in evaluation["student"]["nets"].values()]

@@ -58,6 +58,9 @@ def test_run_distill_leaves_a_valid_record_and_a_report(small):
     text = json.dumps(notebook.cells)
     assert "report.html" in text and "image/png" in text
     assert "Traceback" not in text
+    kept = json.dumps(nbformat.read(folder / "notebook.ipynb", 4).cells)  # with its bars as they ended
+    assert "plain: 100% 6/6" in kept and "distilled: 100% 6/6" in kept
+    assert "0% 0/6" not in kept and "widget-view" not in kept
     page = (folder / "report.html").read_text()
     assert 'href="explorer.html"' in page and "How the students\u2019 affinity approached the teacher\u2019s" in page
 
