@@ -299,7 +299,7 @@ def restore(
         what = f"it lacks {fault}" if isinstance(fault, KeyError) else str(fault).splitlines()[0]
         raise FakdError(f"{path}: this checkpoint does not fit this run ({what}).") from None
 
-
+# %% ../nbs/60_trainer.ipynb #dca755ea
 def _put_back(t: Trainer, state: Mapping[str, Any]) -> None:
     "Give a trainer all that `trainer_state` kept."
     t.student.load_state_dict(state["student"])
