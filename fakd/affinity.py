@@ -14,7 +14,8 @@ from torch import Tensor
 from .core import FakdError
 
 # %% auto #0
-__all__ = ['widen', 'unit_maps', 'spatial_affinity', 'affinity_row', 'pixel_row', 'mean_abs', 'affinity_l1', 'pairs_l1']
+__all__ = ['MOST_PAIRS', 'widen', 'unit_maps', 'spatial_affinity', 'affinity_row', 'pixel_row', 'mean_row', 'mean_abs',
+           'affinity_l1', 'affinity_distance', 'pairs_l1']
 
 # %% ../nbs/42_affinity.ipynb #b53802d5
 def widen(
@@ -65,6 +66,16 @@ def pixel_row(
     "The row of the position that holds a pixel's centre: maps behind an upsampler are larger than the image."
     y, x = (int((v + 0.5) * n / side) for v, n, side in zip(pixel, maps.shape[2:], size, strict=True))
     return affinity_row(maps, y, x)
+
+# %% ../nbs/42_affinity.ipynb #90e64be3
+def mean_row(
+    several: Sequence[Tensor],  # feature maps of an image in one or more networks, each (b, c, h, w)
+    pixel: Sequence[int],       # y and x in the image
+    size: Sequence[int],        # height and width of the image
+) -> Tensor:                    # (b, h, w), of the first network's map; maps of other sizes are left out
+    "The mean of `pixel_row` over several networks."
+    alike = [maps for maps in several if maps.shape[2:] == several[0].shape[2:]]
+    return torch.stack([pixel_row(maps, pixel, size) for maps in alike]).mean(0)
 
 # %% ../nbs/42_affinity.ipynb #07928e14
 def mean_abs(
@@ -119,6 +130,29 @@ def affinity_l1(
         n = student.shape[2]
         rows = tile or (n if student.is_cuda and n <= 4096 else max(1, 2**19 // n))
         return _AffinityL1.apply(student.to(dtype), teacher.to(dtype), min(rows, n))
+
+# %% ../nbs/42_affinity.ipynb #30910043
+MOST_PAIRS = 2**28  # of positions, that a view compares one by one
+
+
+def affinity_distance(
+    student_maps: Tensor,           # of one image, (1, c, h, w)
+    teachers_maps: Sequence[Tensor],  # of each teacher, (1, c', h, w)
+    most: int = MOST_PAIRS,         # pairs that are compared at most
+) -> tuple[float, int]:             # the mean, and the number of rows it is taken over: h*w where they are all
+    "Mean absolute difference of an affinity to the mean of the teachers', over all pairs or over evenly spread rows."
+    if any(maps.shape[2:] != student_maps.shape[2:] for maps in teachers_maps):
+        raise FakdError(f"affinity of maps {tuple(student_maps.shape)} and "
+                        f"{[tuple(maps.shape) for maps in teachers_maps]}: height and width must be equal.")
+    student, *teachers = (unit_maps(maps)[0] for maps in (student_maps, *teachers_maps))  # (c, n)
+    n = student.shape[1]
+    rows = min(n, max(1, most // n))
+    picked = ((torch.arange(rows, device=student.device) + 0.5) * n / rows).long()
+    total = 0.0
+    for part in picked.split(max(1, 2**21 // n)):
+        wanted = sum(unit[:, part].T @ unit for unit in teachers) / len(teachers)
+        total += float((student[:, part].T @ student - wanted).abs_().sum(dtype=torch.float64))
+    return total / (rows * n), rows
 
 # %% ../nbs/42_affinity.ipynb #85f739a4
 class _PairsL1(torch.autograd.Function):

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 
-from .affinity import affinity_l1, pixel_row, unit_maps
-from .core import FakdError, rng, to_batch
+from .affinity import MOST_PAIRS, affinity_distance, pixel_row, unit_maps
+from .core import FakdError, pick, rng, to_batch
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
-from .files import read_arrays
+from .files import Arrays, read_arrays
 from .progress import Bar
 from .record import Run
 from .taps import Taps, resolve_taps
@@ -34,7 +34,7 @@ __all__ = ['MAP_COLOURS', 'DIFFERENCE_COLOURS', 'AffinityRows', 'read_affinity',
            'FeatureMaps', 'feature_maps', 'overlay_view', 'short_title', 'Panel', 'Scale', 'query_panels', 'query_view',
            'query_views', 'DistanceTable', 'distance_table', 'block_means', 'matrix_view', 'net_style', 'fall',
            'distance_view', 'spectrum', 'effective_rank', 'spectrum_view', 'AffinityProgress', 'read_progress',
-           'progress_view', 'progress_maps']
+           'progress_of', 'progress_view', 'progress_maps']
 
 # %% ../nbs/72_affinity_views.ipynb #07b00512
 @dataclass(frozen=True)
@@ -75,9 +75,16 @@ def read_affinity(
         raise FakdError(f"{path}: its image is {image.dtype}, its queries are {queries.tolist()}.")
     taps = file.take("taps", "U", None).tolist()
     methods = [m for m in ("teacher", "plain", "distilled") if f"{m}/0" in file]
-    maps = {m: [file.take(f"{m}/{i}", "f", len(queries), None, None).astype(np.float32) for i in range(len(taps))]
-            for m in methods}
+    maps = {m: [_finite(file, f"{m}/{i}", len(queries), None, None) for i in range(len(taps))] for m in methods}
     return AffinityRows(image, queries, taps, maps)
+
+
+def _finite(file: Arrays, name: str, *shape: int | None) -> np.ndarray:
+    "Floats of a file, which are all numbers."
+    values = file.take(name, "f", *shape).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise FakdError(f"{file.source}: the array {name} holds values that are not finite.")
+    return values
 
 # %% ../nbs/72_affinity_views.ipynb #74cec81f
 MAP_COLOURS, DIFFERENCE_COLOURS = "viridis", "RdBu_r"  # both legible with any colour vision
@@ -125,6 +132,12 @@ class FeatureMaps:
                 for name, maps in self.maps.items()}
         return AffinityRows(self.image, np.array(queries), self.taps, maps)
 
+    @property
+    def titles(self) -> dict[str, str]:
+        "What the networks are called where there is little room; their own names where two would be called alike."
+        short = {name: short_title(name) for name in self.maps}
+        return short if len(set(short.values())) == len(short) else {name: name for name in short}
+
     def tap(
         self,
         tap: int | str,  # position or name
@@ -165,38 +178,43 @@ def feature_maps(
 
 # %% ../nbs/72_affinity_views.ipynb #9e8f3f86
 def overlay_view(
-    image: np.ndarray,        # uint8, (h, w, 3); any size
-    row: np.ndarray,          # the affinity of every position to the query, (h', w')
-    query: tuple[int, int],   # y, x in the row
-    opacity: float = 0.6,     # of the map over the image, 0..1
-    title: str = "",
+    rows: AffinityRows,              # whose first query pixel is shown
+    method: str,                     # a network in the rows
+    tap: int = 0,                    # which pair of taps
+    image: np.ndarray | None = None,  # what is shown below, uint8 (h, w, 3), any size; None: the LR image
+    opacity: float = 0.6,            # of the map over the image, 0..1
     theme: str = "light",
 ) -> Figure:
     "The map of one query pixel over the image, with the contour of its 90th percentile."
     if not 0 <= opacity <= 1:
         raise FakdError(f"opacity {opacity}: choose 0 (only the image) to 1 (only the map).")
-    h, w = row.shape
+    row, query = rows.maps[pick(method, list(rows.maps), "network")][tap][0], rows.queries[0]
+    (h, w), size = row.shape, rows.image.shape[:2]
     limits = map_limits([row])
     with figure_style(theme):
         fig = blank_figure(3.4, 3.4 * 0.8 * h / w + 0.35)
         axes = fig.add_axes((0.02, 0.03, 0.8, 0.8 * 3.4 * h / w / fig.get_figheight()))
         place = (-0.5, w - 0.5, h - 0.5, -0.5)
-        axes.imshow(image, extent=place, interpolation="nearest")
+        axes.imshow(rows.image if image is None else image, extent=place, interpolation="nearest")
         axes.imshow(row, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1], alpha=opacity, interpolation="nearest")
         level = float(np.quantile(row, 0.9))
         if row.min() < level < row.max():
             for colour, width in (("black", 1.6), ("white", 0.7)):
                 axes.contour(row, levels=[level], colors=colour, linewidths=width)
-        _ring(axes, query)
+        _ring(axes, _in_map(query, size, row.shape))
         axes.set_axis_off()
-        said = title or f"Affinity to row {query[0]}, column {query[1]}"
-        axes.set_title(f"{said}; line: 90th percentile", loc="left")
+        axes.set_title(f"Affinity to row {query[0]}, column {query[1]}; line: 90th percentile", loc="left")
         bar = fig.add_axes((0.84, 0.03, 0.03, axes.get_position().height))
         shown = fig.colorbar(plt.cm.ScalarMappable(mpl.colors.Normalize(*limits), MAP_COLOURS), cax=bar)
         shown.outline.set_linewidth(0.4)
         bar.axhline(level, color="black", lw=1.6)
         bar.axhline(level, color="white", lw=0.7)
     return fig
+
+# %% ../nbs/72_affinity_views.ipynb #1dcfbc4a
+def _in_map(query: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    "Where the centre of an image's pixel lies in a map of another size: y, x in the map's pixels."
+    return (np.asarray(query) + 0.5) / size * np.asarray(shape) - 0.5
 
 
 def _ring(axes: Axes, at: Any) -> None:
@@ -286,7 +304,7 @@ def query_view(
                 top = head + k * (tall + foot)
                 axes = fig.add_axes((i * (side + gap) / 7, 1 - (top + tall) / height, side / 7, tall / height))
                 show_image(axes, panel.img)
-                _ring(axes, (rows.queries[k] + 0.5) / rows.image.shape[:2] * panel.img.shape[:2] - 0.5)
+                _ring(axes, _in_map(rows.queries[k], rows.image.shape[:2], panel.img.shape[:2]))
                 axes.set_xlabel(panel.note, fontsize=7.5, labelpad=1.5)
                 axes.set_title(panel.title if k == 0 else "", fontsize=7.5, pad=3)
         for left, scale in zip((0.12, 5.68), scales, strict=False):
@@ -310,9 +328,10 @@ class DistanceTable(dict[str, list[float | None]]):
         self,
         taps: Sequence[str],                          # names of the taps
         values: Mapping[str, Sequence[float | None]],  # by student
+        what: str = "all pairs of positions",          # which pairs the means are taken over
     ):
         super().__init__({name: list(v) for name, v in values.items()})
-        self.taps = list(taps)
+        self.taps, self.what = list(taps), what
 
     def _repr_html_(self) -> str:
         heads = "".join(f"<th>{html.escape(TITLES.get(name, name))}</th>" for name in self)
@@ -320,7 +339,8 @@ class DistanceTable(dict[str, list[float | None]]):
             f"<tr><th><code>{html.escape(tap)}</code></th>"
             + "".join(f'<td style="text-align:right">{fixed(v[i], 4)}</td>' for v in self.values()) + "</tr>"
             for i, tap in enumerate(self.taps))
-        return f"<table><thead><tr><th>tap</th>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+        caption = f"<caption>Mean |\u0394 affinity| to the teacher over {html.escape(self.what)}</caption>"
+        return f"<table>{caption}<thead><tr><th>tap</th>{heads}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def distance_table(
@@ -334,9 +354,14 @@ def distance_table(
             table[name] = [None if d is None else float(np.abs(d).mean()) for d in gaps]
         else:
             pairs = zip(seen.maps[name], seen.maps.get("teacher", [None] * len(seen.taps)), strict=True)
-            table[name] = [None if t is None or s.shape[2:] != t.shape[2:] else float(affinity_l1(s, t))
+            table[name] = [None if t is None or s.shape[2:] != t.shape[2:] else affinity_distance(s, [t])[0]
                            for s, t in pairs]
-    return DistanceTable(seen.taps, table)
+    if isinstance(seen, AffinityRows):
+        what = f"the rows of {len(seen.queries)} query pixel{'s' * (len(seen.queries) != 1)}"
+    else:
+        large = any(m.shape[2:].numel() ** 2 > MOST_PAIRS for maps in seen.maps.values() for m in maps)
+        what = "all pairs of positions" + (", of large maps over evenly spread rows" if large else "")
+    return DistanceTable(seen.taps, table, what)
 
 # %% ../nbs/72_affinity_views.ipynb #c8abf1b9
 def block_means(
@@ -468,8 +493,8 @@ def spectrum_view(
         left, right = fig.add_axes((0.08, 0.2, 0.38, 0.68)), fig.add_axes((0.56, 0.2, 0.42, 0.68))
         for name, maps in seen.maps.items():
             style = net_style(name, names, theme)
-            values = spectrum(maps[place])
-            left.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-8), label=TITLES.get(name, name), **style)
+            values, said = spectrum(maps[place]), TITLES.get(name, name)
+            left.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-8), label=said, **style)
             right.plot([effective_rank(m) for m in maps], marker="o", ms=4, **style)
         left.set(xlabel="eigenvalue", ylabel="share of the sum", ylim=(1e-6, 1.5))
         left.set_title(f"Tap {seen.taps[place]}", loc="left")
@@ -485,11 +510,13 @@ class AffinityProgress:
     "How one student's affinity approached the teacher's while it was trained."
 
     steps: np.ndarray        # (m,) the steps that were looked at
-    distances: np.ndarray    # (m, taps) mean |difference| to the teacher's affinity, over all pairs
+    distances: np.ndarray    # (m, taps) mean |difference| to the teacher's affinity; NaN where map sizes differ
     rows: list[np.ndarray]   # a tap: (m, h, w), the map of one query pixel
     teacher: list[np.ndarray]  # a tap: (h, w), the teacher's
-    query: tuple[int, int]   # y, x
+    query: tuple[int, int]   # y, x in the image
     taps: list[str]          # "teacher tap=student tap"
+    image: np.ndarray        # the low-resolution image, uint8 (h, w, 3)
+    compared: list[int]      # a tap: the number of rows behind a distance, h*w where it is over all pairs
 
 
 def read_progress(
@@ -500,40 +527,82 @@ def read_progress(
     for method in ("plain", "distilled"):
         path = Path(run.dir) / "snapshots" / f"progress-{method}.npz"
         if os.path.lexists(path):
-            file = read_arrays(path, "file of affinities")
-            taps, steps = file.take("taps", "U", None).tolist(), file.take("steps", "iu", None)
-            rows = [file.take(f"rows/{i}", "f", len(steps), None, None).astype(np.float32) for i in range(len(taps))]
-            teacher = [file.take(f"teacher/{i}", "f", None, None).astype(np.float32) for i in range(len(taps))]
-            y, x = file.take("query", "iu", 2).tolist()
-            far = file.take("distances", "f", len(steps), len(taps))
-            found[method] = AffinityProgress(steps, far, rows, teacher, (y, x), taps)
+            found[method] = _progress(read_arrays(path, "file of affinities"))
+    taps = {tuple(past.taps) for past in found.values()}
+    if len(taps) > 1:
+        raise FakdError(f"{run.dir}/snapshots: the students were followed at unequal taps {sorted(taps)}.")
+    return found
+
+
+def _progress(file: Arrays) -> AffinityProgress:
+    steps, taps = file.take("steps", "iu", None), file.take("taps", "U", None).tolist()
+    rows = [_finite(file, f"rows/{i}", len(steps), None, None) for i in range(len(taps))]
+    teacher = [_finite(file, f"teacher/{i}", None, None) for i in range(len(taps))]
+    far, compared = file.take("distances", "f", len(steps), len(taps)), file.take("compared", "iu", len(taps))
+    (y, x), image = file.take("query", "iu", 2).tolist(), file.take("image", "u", None, None, 3)
+    (h, w), ascend = image.shape[:2], bool((np.diff(steps) > 0).all())
+    if not (0 <= y < h and 0 <= x < w) or image.dtype != np.uint8 or steps[0] < 0 or not ascend:
+        raise FakdError(f"{file.source}: query ({y}, {x}) in {image.dtype} of {h} x {w}, steps {steps.tolist()}.")
+    return AffinityProgress(steps, far, rows, teacher, (y, x), taps, image, compared.tolist())
+
+
+def progress_of(
+    run: Run,               # a run
+    features: FeatureMaps,  # of its networks
+) -> dict[str, AffinityProgress]:  # empty where another image or other taps were followed
+    "What was kept of these networks while they were trained."
+    found = {}
+    for name, past in read_progress(run).items():
+        taps = ["=".join(dict.fromkeys(tap.split("=", 1))) for tap in past.taps]
+        if name in features.maps and taps == features.taps and np.array_equal(past.image, features.image):
+            found[name] = past
     return found
 
 # %% ../nbs/72_affinity_views.ipynb #2ef67610
 def progress_view(
-    run: Run,              # a run that kept snapshots; without, there is nothing to see
+    run: Run,              # a run that kept snapshots; without, it is said why there is nothing to see
     theme: str = "light",
 ) -> Figures:
     "The distance of the students' affinity to the teacher's against the step, a panel a tap."
     progress = read_progress(run)
     if not progress:
-        return Figures()
+        return Figures(why=_why_none(run))
     taps = next(iter(progress.values())).taps
+    lines, columns = -(-len(taps) // 4), min(4, len(taps))
     with figure_style(theme):
-        fig = blank_figure(7, 2.45)
-        panels = fig.subplots(1, len(taps), sharey=True, squeeze=False)[0]
-        fig.subplots_adjust(0.08, 0.18, 0.99, 0.79, wspace=0.12)
-        for i, axes in enumerate(panels):
+        fig = blank_figure(7, 0.55 + 1.9 * lines)
+        panels = fig.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        height = fig.get_figheight()
+        fig.subplots_adjust(0.08, 0.44 / height, 0.99, 1 - 0.51 / height, wspace=0.12, hspace=0.6)
+        for i, (axes, tap) in enumerate(zip(panels, taps, strict=False)):
             for method, past in progress.items():
                 style = line_style(method, theme)
                 axes.plot(past.steps, past.distances[:, i], marker="o", ms=3, label=TITLES[method], **style)
             axes.set(xscale="log", xlabel="step")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(" = ".join(dict.fromkeys(taps[i].split("="))), loc="left")
-        panels[0].set(ylabel="mean |\u0394 affinity|", ylim=(0, None))
+            few = "" if past.compared[i] in (0, past.rows[i][0].size) else f", {past.compared[i]:,} rows"
+            axes.set_title(" = ".join(dict.fromkeys(tap.split("="))) + few, loc="left")
+        for axes in panels[len(taps):]:
+            axes.set_axis_off()
+        for axes in panels[::columns]:
+            axes.set(ylabel="mean |\u0394 affinity|", ylim=(0, None))
         fig.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(progress), borderaxespad=0)
     return Figures([fig])
+
+# %% ../nbs/72_affinity_views.ipynb #2369e312
+def _why_none(run: Run) -> str:
+    "Why a run kept no snapshots of the affinity."
+    if not (run.dir / "record.json").is_file():
+        return "No affinity was followed: the run has no record yet."
+    if run.record.kind != "distill":
+        return f"No affinity was followed: this is the run of {_KINDS.get(run.record.kind, run.record.kind)}."
+    if not run.record.teacher:
+        return "No affinity was followed: the run has no teacher to compare with."
+    return "No affinity was followed: the run's loss compares no maps at taps, as SA does."
+
+
+_KINDS = {"teacher": "a teacher, which has none of its own", "evaluate": "an evaluation, which trains nothing"}
 
 # %% ../nbs/72_affinity_views.ipynb #a855534b
 def progress_maps(
@@ -545,25 +614,26 @@ def progress_maps(
     "The map of one query pixel at some moments of the training, a line a student, and the teacher's at the right."
     progress = read_progress(run)
     if not progress:
-        return Figures()
+        return Figures(why=_why_none(run))
     any_one = next(iter(progress.values()))
     if not 0 <= tap < len(any_one.taps):
         raise FakdError(f"tap {tap} is not one of the {len(any_one.taps)} stored.")
     limits = map_limits([any_one.teacher[tap], *(past.rows[tap] for past in progress.values())])
-    columns = min(most, len(any_one.steps)) + 1
+    columns = min(most, max(len(past.steps) for past in progress.values())) + 1
     side = 7 / columns - 0.06
     tall = side * any_one.teacher[tap].shape[0] / any_one.teacher[tap].shape[1]
     height = len(progress) * (tall + 0.26)
     with figure_style(theme):
         fig = blank_figure(7, height)
         for k, (method, past) in enumerate(progress.items()):
-            which = np.unique(np.linspace(0, len(past.steps) - 1, columns - 1).round().astype(int))
+            count = min(columns - 1, len(past.steps))
+            which = np.unique(np.linspace(0, len(past.steps) - 1, count).round().astype(int))
             shown = [(f"step {past.steps[m]}", past.rows[tap][m]) for m in which]
             shown[0] = (f"{short_title(method)}, {shown[0][0]}", shown[0][1])
             for i, (title, row) in enumerate([*shown, ("Teacher", past.teacher[tap])]):
                 bottom = 1 - (k * (tall + 0.26) + 0.22 + tall) / height
                 axes = fig.add_axes((i * (side + 0.06) / 7, bottom, side / 7, tall / height))
                 show_image(axes, colours(row, limits))
-                _ring(axes, past.query)
+                _ring(axes, _in_map(past.query, past.image.shape[:2], row.shape))
                 axes.set_title(title, fontsize=7, pad=3)
     return Figures([fig])

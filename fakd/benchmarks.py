@@ -5,49 +5,25 @@
 # %% ../nbs/20_benchmarks.ipynb #8cfeed8d
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from .core import FakdError, digest, find_path, nearest, places
 from .degrade import degrade, modcrop
-from .images import list_images, read_image
+from .images import read_image
+from .pairing import Entry, check_name, find_entries, name_apart, name_key, twins
 from .pairs import ImagePair, cached_pairs, in_order
 from .progress import Bar
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'Entry', 'ImageSet', 'set_files', 'image_set', 'found_benchmarks']
-
-# %% ../nbs/20_benchmarks.ipynb #1d6ff3ff
-class Entry(NamedTuple):
-    "One image of a set, before it is read."
-
-    name: str                   # stem of the HR file
-    hr_file: Path               # HR file
-    lr_file: Path | None        # LR file, None: made from HR
-    crop_px: int | None = None  # keep only the central square of this side
-
-
-def _entries(
-    hr_dir: Path,                # folder of HR files
-    lr_dir: Path | None = None,  # folder of LR files of one scale, may not exist
-    scale: int = 0,              # of these LR files
-) -> list[Entry]:               # sorted by name
-    "Pair the files of two folders by stem: `baby.png` with `babyx4.png`."
-    hr_files = list_images(hr_dir) if hr_dir.is_dir() else []
-    if lr_dir is None or not lr_dir.is_dir():
-        return [Entry(file.stem, file, None) for file in hr_files]
-    lr_files = {file.stem: file for file in list_images(lr_dir)}
-    missing = [file.name for file in hr_files if f"{file.stem}x{scale}" not in lr_files]
-    if missing:
-        named = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
-        raise FakdError(f"{lr_dir} has no LR file for {named}: expected {Path(missing[0]).stem}x{scale}.png. "
-                        "Add it, or remove the folder to have LR images made.")
-    return [Entry(file.stem, file, lr_files[f"{file.stem}x{scale}"]) for file in hr_files]
+__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks',
+           'one_pair']
 
 # %% ../nbs/20_benchmarks.ipynb #3afecae1
 def _read_pair(
@@ -66,8 +42,8 @@ def _read_pair(
         return ImagePair(entry.name, modcrop(hr_img, scale), degrade(hr_img, scale))
     lr_img = read_image(entry.lr_file)
     h, w = (scale * side for side in lr_img.shape[:2])
-    surplus = hr_img.shape[0] - h, hr_img.shape[1] - w
-    if min(surplus) < 0 or max(surplus) >= max(scale, 12):
+    cuts = [tuple(side // n * n for side in hr_img.shape[:2]) for n in (scale, math.lcm(scale, 12))]  # 12: BasicSR's
+    if (h, w) not in cuts:
         raise FakdError(f"{entry.lr_file}: {lr_img.shape[1]}x{lr_img.shape[0]} pixels do not fit the HR image of "
                         f"{size} at scale {scale}.")
     return ImagePair(entry.name, hr_img[:h, :w], lr_img)
@@ -79,7 +55,7 @@ def _places() -> list[Path]:
     return [place for base in [*places("data/sets"), *given] for place in (base, base / "benchmark")]
 
 # %% ../nbs/20_benchmarks.ipynb #a944d7c6
-_CACHE_FORMAT = 1  # raised when decoded pairs of the same files come out otherwise
+_CACHE_FORMAT = 2  # raised when decoded pairs of the same files come out otherwise
 
 
 @dataclass(frozen=True)
@@ -128,6 +104,11 @@ class ImageSet:
         pairs = in_order(read, len(entries), workers)
         return list(Bar(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
 
+    @property
+    def own(self) -> bool:
+        "Whether it is a folder of the user's, and not a known set, wherever that lies."
+        return self.place is not None and not self.source
+
     def digest(self, scale: int) -> str:
         "Digest of what `pairs` would read: names, contents of files, crop."
         return digest([scale, *map(list, set_files(self, scale))])
@@ -143,6 +124,12 @@ def _candidates(images: ImageSet) -> list[Path]:
     return [place / name for place in _places()]
 
 
+def _hr_folder(folder: Path) -> Path:
+    "The folder of HR images in the EDSR layout, capitals aside; BasicSR calls it GT."
+    found = [p for p in folder.iterdir() if p.name.lower() in ("hr", "gt") and p.is_dir()] if folder.is_dir() else []
+    return min(found, key=lambda p: (p.name != "HR", p.name), default=folder / "HR")
+
+
 def _listed(
     images: ImageSet,  # not a joined one
     folder: Path,      # where to look
@@ -152,12 +139,11 @@ def _listed(
     if images.layout == "sample":
         entries = [Entry(Path(f).stem, folder / f, None) for f in images.files if (folder / f).is_file()]
     elif images.layout == "edsr":
-        entries = _entries(folder / "HR", folder / "LR_bicubic" / f"X{scale}", scale)
+        entries = find_entries(_hr_folder(folder), scale)
     elif images.layout == "div2k":
-        base = f"DIV2K_{images.files[0]}"
-        entries = _entries(folder / f"{base}_HR", folder / f"{base}_LR_bicubic" / f"X{scale}", scale)
+        entries = find_entries(folder / f"DIV2K_{images.files[0]}_HR", scale)
     else:
-        entries = [e for sub in images.files or (".",) for e in _entries(folder / sub)]
+        entries = [e for sub in images.files or ("",) for e in find_entries(folder / sub, scale)]
     return [entry._replace(crop_px=images.crop_px) for entry in entries if entry.name not in images.exclude]
 
 # %% ../nbs/20_benchmarks.ipynb #1bd52e72
@@ -167,7 +153,7 @@ def set_files(
 ) -> list[Entry]:
     "The set's images where it was found, or an error that says where it was looked for."
     if images.parts:
-        return [entry for part in images.parts for entry in set_files(part, scale)]
+        return [e._replace(name=f"{part.name}/{e.name}") for part in images.parts for e in set_files(part, scale)]
     folder = images.folder()
     if folder is None:
         raise FakdError(f"{images.name}: no images found. Looked in: {', '.join(map(str, _candidates(images)))}.")
@@ -176,7 +162,22 @@ def set_files(
         lost = sorted(set(images.files) - {entry.hr_file.name for entry in entries})
         raise FakdError(f"{images.name}: this scikit-image does not ship {', '.join(lost)}. "
                         "Install scikit-image from its wheel.")
-    return entries
+    return name_apart(entries)
+
+# %% ../nbs/20_benchmarks.ipynb #d03b7905
+def lr_source(
+    images: ImageSet,  # any set
+    scale: int,        # 2, 3, 4 or 8
+) -> str:
+    "Where the LR images of a scale come from, in words."
+    if images.parts:
+        told = {part.name: lr_source(part, scale) for part in images.parts}
+        same = set(told.values())
+        return same.pop() if len(same) == 1 else "; ".join(f"{name}: {text}" for name, text in told.items())
+    own = {entry.lr_file.parent for entry in set_files(images, scale) if entry.lr_file is not None}
+    if not own:
+        return "made from HR by MATLAB's bicubic"
+    return "own, of " + ", ".join(sorted(os.path.relpath(p, images.folder()).removeprefix("../") for p in own))
 
 # %% ../nbs/20_benchmarks.ipynb #75bc384f
 _BERKELEY = "Berkeley Segmentation Data Set (Martin et al. 2001, Arbelaez et al. 2011), for non-commercial research"
@@ -187,7 +188,7 @@ SETS = {
         "motorcycle_left.png", "motorcycle_right.png"), source="scikit-image's package data"),
     "sample-eval": ImageSet("sample-eval", "sample", 5, (
         "astronaut.png", "chelsea.png", "coins.png", "page.png", "rocket.jpg"), crop_px=384,
-        source="scikit-image's package data", note="central 384 by 384 pixels; never trained on"),
+        source="scikit-image's package data", note="central 384 by 384 pixels; shares no picture with sample"),
     "Set5": ImageSet("Set5", "edsr", 5, source="Bevilacqua et al. 2012"),
     "Set14": ImageSet("Set14", "edsr", 14, source="Zeyde et al. 2010",
                       note="bridge and man are grey: three equal channels raise their PSNR by 1.32 dB"),
@@ -208,7 +209,7 @@ def _at(
 ) -> ImageSet:
     "The set in a folder that a user gave, its layout recognised from what is in it."
     known = SETS.get(folder.name)
-    if known and _listed(known, folder, 0):
+    if known is not None and known.layout != "sample" and _listed(known, folder, 0):
         return replace(known, place=folder)
     for layout in ("edsr", "div2k", "folder"):
         guess = ImageSet(folder.name, layout, files=("train",) if layout == "div2k" else (), place=folder)
@@ -217,22 +218,19 @@ def _at(
     raise FakdError(f"{folder}: no images in this folder. "
                     "Expected image files, or HR/ with LR_bicubic/X4/, or DIV2K_train_HR/.")
 
-# %% ../nbs/20_benchmarks.ipynb #977714c6
-def image_set(
-    name: str | Path,  # a name of SETS, a folder, or several of these joined by "+"
-) -> ImageSet:         # found, with at least one image
-    "Find a set by its name or folder."
-    text = str(name)
+# %% ../nbs/20_benchmarks.ipynb #ce0333f8
+def _one_set(
+    text: str,  # a name of SETS or a folder
+) -> ImageSet:  # found, with at least one image
+    "Find one set; where it is only partly there, its name tells the count."
     if text in SETS:
         chosen = SETS[text]
         if not chosen.found():
             raise FakdError(f'set "{text}" was not found. Looked in: {", ".join(map(str, _candidates(chosen)))}. '
                             "Put it there, or name its parent folder in the environment variable FAKD_DATA.")
-    elif find_path(text).is_dir() and text.strip():
+    elif _is_folder(check_name(text)):
         chosen = _at(find_path(text).resolve())
-    elif "+" in text:
-        parts = tuple(image_set(part.strip()) for part in text.split("+"))
-        return ImageSet("+".join(part.name for part in parts), "joined", parts=parts)
+        check_name(chosen.name)
     else:
         raise FakdError(f'unknown set or folder "{text}". {nearest(text, SETS)}'
                         f'Known: {", ".join(SETS)}, or a folder of images.')
@@ -242,6 +240,72 @@ def image_set(
     return chosen
 
 
+def _is_folder(text: str) -> bool:
+    "Whether a text is the path of a folder; `a+b` may be one."
+    return bool(text.strip()) and find_path(text).is_dir()
+
+# %% ../nbs/20_benchmarks.ipynb #182ebc08
+def _split_sets(text: str) -> list[str]:
+    "The parts that `+` joins, each as long as a folder or a name is found."
+    parts, words = [], text.split("+")
+    while words:
+        joined = ["+".join(words[:n]).strip() for n in range(len(words), 0, -1)]
+        part = next((p for p in joined if p in SETS or _is_folder(p)), joined[-1])
+        parts.append(part)
+        words = words[len(joined) - joined.index(part):]
+    return parts
+
+
+def _named_apart(sets: Sequence[ImageSet]) -> list[ImageSet]:
+    "Sets of one name are called after the folders above them, as far up as it takes."
+    for above in range(1, 9):
+        doubled = twins(images.name for images in sets)
+        sets = [replace(s, name="-".join([*s.place.parts[-1 - above:-1], s.place.name]).strip("/"))
+                if s.place and name_key(s.name) in doubled else s for s in sets]
+    if doubled := twins(images.name for images in sets):
+        same = [str(images.folder()) for images in sets if name_key(images.name) in doubled]
+        raise FakdError(f"{' and '.join(same[:2])} would have one name (capitals do not count). Rename one.")
+    return list(sets)
+
+# %% ../nbs/20_benchmarks.ipynb #5b95264e
+def image_sets(
+    given: str | Path | Sequence[str | Path],  # names of SETS and folders: one, several joined by "+", or a list
+) -> list[ImageSet]:                           # found, each with at least one image and a name of its own
+    "Find the sets that a text or a list means."
+    sets = [_one_set(part) for part in _split_sets(join_sets(given))]
+    places = [str(images.folder()) + str(images.files) for images in sets]
+    if twice := [images.name for i, images in enumerate(sets) if places[i] in places[:i]]:
+        raise FakdError(f'"{join_sets(given)}": {twice[0]} is given twice.')
+    return _named_apart(sets)
+
+
+def image_set(
+    given: str | Path | Sequence[str | Path],  # as for `image_sets`
+) -> ImageSet:                                 # several are joined to one set
+    "Find a set by its name or folder."
+    first, *others = sets = image_sets(given)
+    return ImageSet("+".join(part.name for part in sets), "joined", parts=tuple(sets)) if others else first
+
+# %% ../nbs/20_benchmarks.ipynb #230ebb26
+def join_sets(
+    given: str | Path | Sequence[str | Path],  # as for `image_sets`
+) -> str:
+    "The text that means the same."
+    return str(given) if isinstance(given, (str, Path)) else "+".join(map(str, given))
+
+
 def found_benchmarks() -> list[str]:  # of Set5, Set14, B100, Urban100
     "The benchmark sets that are there."
     return [name for name in BENCHMARKS if SETS[name].found()]
+
+# %% ../nbs/20_benchmarks.ipynb #282710cd
+def one_pair(
+    images: ImageSet,  # any set
+    name: str | None,  # of an image in it; None: the first
+    scale: int,        # 2, 3, 4 or 8
+) -> ImagePair:
+    "Read one image of a set alone."
+    entries = {entry.name: entry for entry in set_files(images, scale)}
+    if name is not None and name not in entries:
+        raise FakdError(f'image "{name}" is not in {images.name}. {nearest(name, entries)}')
+    return _read_pair(entries[name or next(iter(entries))], scale)

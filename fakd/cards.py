@@ -11,11 +11,12 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from .benchmarks import SETS, image_set
+from .benchmarks import SETS, image_sets
 from .core import FakdError, atomic_write, root, static
 from .evaluate import bicubic_rows, evaluate
-from .record import DataUse, Record, Run, read_record, summarise
-from .report import repeat_command
+from .record import Record, Run, read_record, summarise
+from .repeat import repeat_command
+from .screening import data_use
 from .weights import load_net
 
 # %% auto #0
@@ -78,10 +79,10 @@ def score_more(
     benchmarks: str,  # sets joined by +
 ) -> Path:            # the same file
     "Score a shipped teacher on further sets; its record and card then have these rows too."
-    record, sets = read_record(weights.with_suffix(".json")), [image_set(n.strip()) for n in benchmarks.split("+")]
+    record, sets = read_record(weights.with_suffix(".json")), image_sets(benchmarks)
     scale, names = record.resolved["scale"], {s.name for s in sets}
     rows = [r for r in record.rows if r.set not in names]
     rows += [*bicubic_rows(sets, scale), *evaluate({"teacher": load_net(weights)}, sets, scale)]
     data = [d for d in record.data if d.role != "evaluate" or d.name not in names]
-    data += [DataUse(name=s.name, role="evaluate", count=len(s), digest=s.digest(scale)) for s in sets]
+    data += [data_use(s, "evaluate", scale) for s in sets]
     return _tell(weights, record.model_copy(update={"rows": rows, "summary": summarise(rows), "data": data}))

@@ -20,7 +20,7 @@ import torch
 
 from .config import TrainConfig
 from .core import FakdError, atomic_write
-from .files import must_fit, regular_file
+from .files import memory_bound, must_fit, regular_file
 from .record import environment
 
 # %% auto #0
@@ -106,15 +106,17 @@ def load_checkpoint(
         raise FakdError(f"{path}: {broken if data else 'an empty file'}. Without this file a run goes on from the "
                         "checkpoint before it, or anew.")
     try:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        with memory_bound(4 * len(body) + 2**31):
+            state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as fault:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
-        raise FakdError(f"{path}: not a readable checkpoint ({str(fault).splitlines()[0]}).") from None
+        why = str(fault).strip().split("\n")[0] or type(fault).__name__
+        raise FakdError(f"{path}: not a readable checkpoint ({why}).") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise FakdError(f"{path}: checkpoint of format {found}; this version reads format {FORMAT}.")
     return state
 
-
+# %% ../nbs/58_checkpoint.ipynb #6f9e918e
 RUN_STATE = {  # what a run's checkpoint holds
     "method": str, "step": int, "time_s": float, "history": list, "recent": list, "student": dict, "adapters": dict,
     "optimiser": dict, "scaler": dict, "random": dict, "resolved": dict, "origin": dict, "sittings": list,
@@ -128,6 +130,8 @@ def load_run(
     state = load_checkpoint(path)
     wrong = [f"{k} is {type(state[k]).__name__ if k in state else 'missing'}" for k, kind in RUN_STATE.items()
              if not isinstance(state.get(k), kind)]
+    wrong += [f"{k} holds a tensor" for k in ("resolved", "origin") if isinstance(state.get(k), dict)
+              and any(isinstance(value, torch.Tensor) for value in state[k].values())]
     if wrong:
         raise FakdError(f"{path}: not the checkpoint of a run ({', '.join(wrong)}).")
     return state
@@ -199,7 +203,7 @@ def differences(
     names: Sequence[str] | None = None,           # what is compared; None: all but the step
 ) -> list[tuple[int, str, Any, Any]]:             # step, what, before, after
     "What changed from one sitting to the next."
-    return [(b["step"], k, a.get(k), b[k]) for a, b in zip(sittings, sittings[1:], strict=False)
+    return [(b.get("step"), k, a.get(k), b[k]) for a, b in zip(sittings, sittings[1:], strict=False)
             for k in b if k != "step" and (names is None or k in names) and a.get(k) != b[k]]
 
 
@@ -210,5 +214,5 @@ def resumed_words(
     lines = []
     for i, one in enumerate(sittings[1:], 1):
         other = "; ".join(f"{k} {was} -> {now}" for _, k, was, now in differences(sittings[i - 1 : i + 1]))
-        lines.append(f"step {one['step']}" + (f" ({other})" if other else ""))
+        lines.append(f"step {one.get('step')}" + (f" ({other})" if other else ""))
     return ", ".join(lines)

@@ -9,6 +9,7 @@ import ast
 import difflib
 import errno
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -215,7 +216,8 @@ def atomic_write(
     path, name = Path(path), ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        stem = path.stem.encode("utf-8", "replace")[:60].decode("utf-8", "ignore")  # a name has 255 bytes at most
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{stem}-", suffix=path.suffix)
         os.close(handle)
         yield Path(name)
         with open(name, "rb") as written:
@@ -255,6 +257,13 @@ def sweep(
     "Remove what killed processes left half written."
     for path in [p for p in Path(folder).rglob("*") if _LEFT.fullmatch(p.name) and p.is_file()]:
         path.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #2fe29e08
+def __getattr__(name: str) -> Any:
+    "`read_image`, `list_images` and `IMAGE_SUFFIXES` of `fakd.images`."
+    if name in ("read_image", "list_images", "IMAGE_SUFFIXES"):
+        return getattr(importlib.import_module("fakd.images"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(

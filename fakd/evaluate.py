@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .benchmarks import ImageSet
 from .core import PRECISIONS, FakdError, pick, to_batch, to_images
 from .degrade import imresize
+from .foreign import as_net
 from .metrics import psnr_y, ssim_y
 from .pairs import ImagePair
 from .progress import Bar
@@ -172,7 +173,7 @@ def bicubic_rows(
 
 # %% ../nbs/62_evaluate.ipynb #34f1702a
 def evaluate(
-    nets: Mapping[str, nn.Module],  # method name -> network of this scale, 0..255 in and out
+    nets: Mapping[str, nn.Module],  # method name -> any network of this scale, see `as_net`
     sets: Sequence[ImageSet],       # where to measure
     scale: int,                     # 2, 3, 4 or 8
     device: str = "cpu",            # "cpu", "cuda" or "cuda:1"
@@ -183,6 +184,7 @@ def evaluate(
     tile: int | None = None,        # in tiles of this side in LR pixels, as `upscale` does; None: images whole
 ) -> list[Row]:                     # one a network and image
     "PSNR and SSIM of networks on whole images; each network comes back in the mode and on the device it had."
+    nets = {name: as_net(net) for name, net in nets.items()}
     with ExitStack() as stack:
         for net in nets.values():  # moved once, not for each image
             stack.enter_context(_evaluating(net, device))

@@ -14,7 +14,7 @@ from .core import home
 from .download import DataTable
 from .figures import TITLES, Figures, ResultTable, Scene, amount, fixed, pareto_figure, save_figure, scenes, signed
 from .record import Record, Row, Run, compare_sets, left_out, left_out_words, summarise
-from .report import Page, comparison, figure_links, inline_svg, page_origin, score_texts, write_rows
+from .report import Page, comparison, figure_links, inline_svg, links_beside, page_origin, score_texts, write_rows
 
 # %% auto #0
 __all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',
@@ -247,9 +247,10 @@ def pareto_figures(
 
 def _pareto_panels(
     record: Record,  # of an evaluation
-) -> list[tuple[str, list[Any]]]:  # label, and an SVG for each cost, which a narrow page puts one below the other
+) -> list[tuple[str, str, list[Any]]]:  # label, name of its files, and an SVG for each cost
     "The Pareto figures for the page."
-    return [(label, [inline_svg(pareto_figure(psnr, {name: cost}, base), f"pareto-{i}-{k}", f"{label}: {name}")
+    return [(label, f"pareto-x{label[1:].split(',')[0]}",
+             [inline_svg(pareto_figure(psnr, {name: cost}, base), f"pareto-{i}-{k}", f"{label}: {name}")
                      for k, (name, cost) in enumerate(costs.items())])
             for i, (label, (psnr, costs, base)) in enumerate(_quality_and_costs(record).items())]
 
@@ -346,6 +347,7 @@ def evaluation_page(
         **page_origin(record), "figures": figure_links(run),
     }
     write_rows(record, run.dir / "report.csv")
+    parts["beside"] = links_beside(run)
     return Page("evaluate.html.j2", title, parts).write(run.dir / "report.html")
 
 

@@ -5,30 +5,32 @@
 # %% ../nbs/74_explorer.ipynb #6e014ba1
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import jinja2
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
 import traitlets
+from IPython.display import DisplayHandle, display
 from markupsafe import Markup
 from PIL import Image
 from pydantic import Field, field_validator
 from torch import nn
 
 from .affinity import unit_maps
-from .affinity_views import DIFFERENCE_COLOURS, FeatureMaps, feature_maps, short_title
+from .affinity_views import DIFFERENCE_COLOURS, AffinityProgress, FeatureMaps, feature_maps, progress_of, query_view
 from .benchmarks import image_set
-from .config import Config
 from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
@@ -37,13 +39,14 @@ from .images import read_image
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
+from .settings import Config
 from .train import middles, query_pixels
 from .weights import net_digest
 
 # %% auto #0
-__all__ = ['MOST_PX', 'COLOURS', 'RunNets', 'MOST_NETS', 'SHIPPED', 'middle_pair', 'Exhibit', 'exhibit', 'ExplorerState',
-           'explorer_page', 'Explorer', 'explore', 'run_nets', 'run_pair', 'explore_run', 'save_explorer',
-           'ExploreConfig', 'open_explorer']
+__all__ = ['MOST_PX', 'TOPS', 'COLOURS', 'RunNets', 'MOST_NETS', 'OWN_MODULE', 'SHIPPED', 'middle_pair', 'Exhibit', 'tap_scale',
+           'exhibit', 'ExplorerState', 'explorer_page', 'still_picture', 'Still', 'Explorer', 'explore', 'run_nets',
+           'run_pair', 'explore_run', 'save_explorer', 'ExploreConfig', 'open_explorer']
 
 # %% ../nbs/74_explorer.ipynb #5b107f51
 MOST_PX = 128  # side of the LR image: 16384 positions, which a browser follows without effort
@@ -75,6 +78,7 @@ class Exhibit:
     teacher: str                    # the name of the teacher among the networks; "" if there is none
     features: FeatureMaps           # of all networks, at all taps
     images: dict[str, np.ndarray]   # uint8 (h, w, 3): lr, hr, and the SR image of each network by its name
+    progress: Mapping[str, AffinityProgress] = field(default_factory=dict)  # by network, kept while it was trained
 
     @property
     def scale(self) -> int:
@@ -89,27 +93,60 @@ class Exhibit:
     def unit_bytes(
         self,
         tap: str,                # one of the taps
-    ) -> list[dict[str, Any]]:   # a network: name, c, h, w, and unit: fp16, little-endian, (c, h, w)
-        "The unit feature maps of one tap, as the browser gets them."
+    ) -> list[dict[str, Any]]:   # a network: key, name, c, h, w, and unit: fp16, little-endian, (c, h, w)
+        "The unit feature maps of one tap, as the browser gets them, and rows of its training if kept."
         place, sent = self.features.tap(tap), []
         for name, maps in self.features.maps.items():
             _, c, h, w = maps[place].shape
             unit = unit_maps(maps[place])[0].numpy().astype("<f2")
-            sent.append({"name": short_title(name), "c": c, "h": h, "w": w, "unit": unit.tobytes()})
+            past, title = self.progress.get(name), self.features.titles[name]
+            sent.append({"key": name, "name": title, "c": c, "h": h, "w": w, "unit": unit.tobytes()})
+            if past and past.rows[place].shape[1:] == (h, w):
+                sent[-1] |= {"steps": past.steps.tolist(), "past": past.rows[place].astype("<f2").tobytes()}
         return sent
+
+    def past(self) -> dict[str, Any] | None:
+        "The query and the steps at which rows were kept during the training."
+        if not self.progress:
+            return None
+        steps = sorted({int(s) for past in self.progress.values() for s in past.steps})
+        return {"query": list(next(iter(self.progress.values())).query), "steps": steps}
 
     def info(
         self,
         live: bool,       # whether a kernel listens
     ) -> dict[str, Any]:  # plain values
         "What the view must know besides the feature maps."
-        names = {"lr": "Low resolution", "hr": "Original", **{n: f"SR, {short_title(n)}" for n in self.features.maps}}
+        names = {"lr": "Low resolution", "hr": "Original", **{n: f"SR, {t}" for n, t in self.features.titles.items()}}
         images = [{"key": k, "label": names[k], "src": _png(img)} for k, img in self.images.items()]
         return {"title": self.title, "size": list(self.features.image.shape[:2]), "taps": self.features.taps,
-                "teacher": short_title(self.teacher), "images": images, "live": live,
+                "teacher": self.teacher, "images": images, "live": live, "past": self.past(), "tops": TOPS,
+                "scales": {tap: tap_scale(self.features, i, self.teacher) for i, tap in enumerate(self.features.taps)},
                 "colours": {name: _hex(name) for name in COLOURS} | {"difference": _hex(DIFFERENCE_COLOURS)}}
 
+# %% ../nbs/74_explorer.ipynb #dd52ec17
+TOPS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2]  # ends of colour scales to choose from
 
+
+def tap_scale(
+    features: FeatureMaps,
+    place: int,     # of the tap
+    teacher: str,   # its name among the networks
+) -> list[Any]:     # whether affinities fall clearly below 0, and the end of the scale that holds 99 % of differences
+    "The colour scales that serve every query of a tap: from 25 of them, so that none jumps while the query moves."
+    rows = {}
+    for name, maps in features.maps.items():
+        unit, (h, w) = unit_maps(maps[place])[0], maps[place].shape[2:]
+        grid = [int((y + 0.5) * h / 5) * w + int((x + 0.5) * w / 5) for y in range(5) for x in range(5)]
+        rows[name] = (unit[:, grid].T @ unit).numpy()
+    wanted = rows.get(teacher)
+    gaps = [np.abs(row - wanted).ravel() for name, row in rows.items()
+            if wanted is not None and name != teacher and row.shape == wanted.shape]
+    most = float(np.quantile(np.concatenate(gaps), 0.99)) if gaps else 1.0
+    below = min(float(row.min()) for row in rows.values()) < -0.05
+    return [below, next((top for top in TOPS if most <= top), TOPS[-1])]
+
+# %% ../nbs/74_explorer.ipynb #830f43a2
 COLOURS = ("viridis", "cividis", "magma", "gray")  # equal steps look equal, with any colour vision
 
 
@@ -135,6 +172,8 @@ def exhibit(
     scales = {name: net.scale for name, net in nets.items()}
     if set(scales.values()) != {pair.scale}:
         raise FakdError(f"an image at x{pair.scale} needs networks of this scale; given: {scales}.")
+    if taken := {"lr", "hr"} & set(nets):
+        raise FakdError(f"a network called {', '.join(sorted(taken))}: that name is the image's; choose another.")
     features = feature_maps(nets, pair.lr_img, taps)
     images = {"hr": pair.hr_img, "lr": pair.lr_img}
     images |= {name: super_resolve(net, pair.lr_img, str(next(net.parameters()).device)) for name, net in nets.items()}
@@ -151,9 +190,11 @@ class ExplorerState(anywidget.AnyWidget):
     tap = traitlets.Unicode().tag(sync=True, public=True)
     mode = traitlets.Enum(["similarity", "difference"], "similarity").tag(sync=True, public=True)
     colour = traitlets.Enum(COLOURS, COLOURS[0]).tag(sync=True, public=True)
-    scale_max = traitlets.Float(None, allow_none=True).tag(sync=True, public=True)  # None: what the maps need
+    scale_max = traitlets.Float(None, allow_none=True).tag(sync=True, public=True)  # of affinities; None: by the tap
+    difference_max = traitlets.Float(None, allow_none=True).tag(sync=True, public=True)  # of differences
     view = traitlets.Tuple(*[traitlets.Float()] * 3, default_value=(1.0, 0.5, 0.5)).tag(sync=True, public=True)
     shown = traitlets.Unicode("hr").tag(sync=True, public=True)
+    step = traitlets.Int(None, allow_none=True).tag(sync=True, public=True)  # of the training; None: as they are now
     status = traitlets.Unicode().tag(sync=True, public=True)
     _info = traitlets.Dict().tag(sync=True)  # see `Exhibit.info`
     _data = traitlets.Dict().tag(sync=True)  # the unit maps of the chosen tap
@@ -180,10 +221,19 @@ class ExplorerState(anywidget.AnyWidget):
             raise FakdError(f"view ({zoom}, {y}, {x}): zoom is 1 to 16, the centre's row and column are 0 to 1.")
         return zoom, y, x
 
-    @traitlets.validate("scale_max")
+    @traitlets.validate("scale_max", "difference_max")
     def _positive(self, proposal: Any) -> float | None:
         if proposal["value"] is not None and not 0 < proposal["value"] <= 2:
-            raise FakdError(f"scale_max {proposal['value']}: choose a number above 0 and at most 2, or None.")
+            name = proposal["trait"].name
+            raise FakdError(f"{name} {proposal['value']}: choose a number above 0 and at most 2, or None.")
+        return proposal["value"]
+
+    @traitlets.validate("step")
+    def _kept(self, proposal: Any) -> int | None:
+        steps = (self._info["past"] or {"steps": []})["steps"]
+        if proposal["value"] is not None and proposal["value"] not in steps:
+            kept = f"kept are {', '.join(map(str, steps))}" if steps else "no training was followed here"
+            raise FakdError(f"step {proposal['value']}: {kept}; None shows the finished networks.")
         return proposal["value"]
 
 # %% ../nbs/74_explorer.ipynb #60b66fb6
@@ -197,9 +247,10 @@ def explorer_page(
     start |= {"query": shown.query, "tap": shown.features.taps[-1], **(state or {})}
     start |= {"_info": shown.info(live=False)}
     taps = {tap: shown.unit_bytes(tap) for tap in shown.features.taps}
-    raw = sum(len(net["unit"]) for nets in taps.values() for net in nets)
-    for net in (net for nets in taps.values() for net in nets):
-        net["unit"] = base64.b64encode(net["unit"]).decode()
+    sent = [(net, part) for nets in taps.values() for net in nets for part in ("unit", "past") if part in net]
+    raw = sum(len(net[part]) for net, part in sent)
+    for net, part in sent:
+        net[part] = base64.b64encode(net[part]).decode()
     text = json.dumps({"state": start, "taps": taps}, sort_keys=True).replace("<", "\\u003c")
     h, w = shown.features.image.shape[:2]
     count = f"{len(shown.features.maps)} network{'s' * (len(shown.features.maps) != 1)} at {len(taps)} taps"
@@ -213,6 +264,60 @@ def explorer_page(
         temporary.write_text(page + "\n", encoding="utf-8", newline="\n")
     return Path(path)
 
+# %% ../nbs/74_explorer.ipynb #c7c625e8
+def still_picture(
+    shown: Exhibit,
+    tap: str,                              # one of the taps
+    queries: Sequence[tuple[int, int] | None],  # y and x; the first is there
+) -> bytes:                                # of a PNG file, that names itself
+    "Image, maps and differences for one or more queries."
+    points = [point for point in queries if point is not None]
+    fig = query_view(shown.features.rows(points), shown.features.tap(tap))
+    y, x = points[0]
+    fig.text(0.5, 0.04, f"{tap}, query at row {y}, column {x}", ha="center", fontsize=7.5, parse_math=False)
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=110, facecolor=fig.get_facecolor(), metadata={"Software": "fakd explorer"})
+    plt.close(fig)
+    return file.getvalue()
+
+
+class Still:
+    "A picture above a view in a cell's output, renewed when what the view shows has been at rest for a while."
+
+    def __init__(
+        self,
+        view: ExplorerState,
+        draw: Callable[[], bytes],  # a PNG file
+        rest: float = 1.0,          # seconds
+    ):
+        self.view, self.draw, self.rest = view, draw, rest
+        self.handle = DisplayHandle()
+        self.waiting: asyncio.TimerHandle | None = None
+        view.observe(self.renew, list(view.class_traits(public=True)))
+
+    def _bundle(self) -> dict[str, Any]:
+        return {"image/png": base64.b64encode(self.draw()).decode(), "text/plain": "A picture of the explorer."}
+
+    def show(self) -> None:
+        "Put both here."
+        about = {"image/png": {"alt": "The affinity explorer: an image, and the affinity maps of each network"}}
+        self.handle.display(self._bundle(), metadata=about, raw=True)
+        data, about = self.view._repr_mimebundle_() or ({}, {})
+        display({**data, "text/plain": "The explorer itself needs a kernel: run this cell."}, metadata=about, raw=True)
+
+    def renew(
+        self,
+        change: Any = None,  # of a trait
+    ) -> None:
+        "Soon draw it again."
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no kernel
+            return
+        if self.waiting:
+            self.waiting.cancel()
+        self.waiting = loop.call_later(self.rest, lambda: self.handle.update(self._bundle(), raw=True))
+
 # %% ../nbs/74_explorer.ipynb #668477a3
 class Explorer(ExplorerState):
     "The affinity of an image's positions in several networks, to be looked at pixel by pixel."
@@ -223,21 +328,28 @@ class Explorer(ExplorerState):
     def __init__(
         self,
         nets: Mapping[str, nn.Module],            # by name; the one called "teacher" is the teacher
-        pair: ImagePair,                          # what to look at first
+        shown: Exhibit,                           # what they make of the image that is looked at first
         taps: Sequence[int | str] | None = None,  # as in a run's settings; None: all that the networks name
-        title: str = "Affinity",
         status: str = "",                         # a sentence that is shown below
     ):
-        self.nets, self.taps = dict(nets), taps
-        self.exhibit = exhibit(self.nets, pair, taps, title)
-        start, tap = self.exhibit.query, self.exhibit.features.taps[-1]
-        super().__init__(_info=self.exhibit.info(live=True), query=start, tap=tap, status=status,
-                         _data={"tap": tap, "nets": self.exhibit.unit_bytes(tap)})
-        self.on_msg(self._receive)
+        self.nets, self.taps, self.exhibit = dict(nets), taps, shown
+        start, tap = shown.query, shown.features.taps[-1]
+        super().__init__(_info=shown.info(live=True), query=start, tap=tap, status=status,
+                         _data={"tap": tap, "nets": shown.unit_bytes(tap)})
+        self.on_msg(_receive)
 
-    @traitlets.observe("tap")
-    def _send_tap(self, change: Any) -> None:
-        self._data = {"tap": change["new"], "nets": self.exhibit.unit_bytes(change["new"])}
+    def _ipython_display_(self) -> None:
+        Still(self, lambda: still_picture(self.exhibit, self.tap, [self.query, self.query2])).show()
+
+    @traitlets.observe("tap", "step", "query")
+    def _follow(self, change: Any) -> None:
+        past = self._info.get("past") or {"query": []}
+        if change["name"] == "tap":
+            self._data = {"tap": change["new"], "nets": self.exhibit.unit_bytes(change["new"])}
+        elif change["name"] == "step" and change["new"] is not None:
+            self.query = tuple(past["query"])
+        elif change["name"] == "query" and list(change["new"]) != past["query"]:
+            self.step = None  # the training was followed at one query only
 
     def look_at(
         self,
@@ -247,25 +359,18 @@ class Explorer(ExplorerState):
         "Show another image to the networks, and the view what they make of it."
         hr_img = image if isinstance(image, np.ndarray) else _decode(image, name)
         pair = middle_pair(hr_img, self.exhibit.scale, name=name)
-        self.status = f"{name}: computing its features in {', '.join(map(short_title, self.nets))}\u2026"
+        self.status = f"{name}: computing its features in {', '.join(self.exhibit.features.titles.values())}\u2026"
         (h, w), (all_h, all_w) = pair.hr_img.shape[:2], hr_img.shape[:2]
         shown = exhibit(self.nets, pair, self.taps, self.exhibit.title)
         size = shown.features.image.shape[:2]
         with self.hold_sync():
+            self.step = None
             self.exhibit, self._info = shown, shown.info(live=True)
             self._data = {"tap": self.tap, "nets": shown.unit_bytes(self.tap)}
             self.set_trait("query2", None)
             self.queries, self.query, self.view = [], shown.query, (1.0, 0.5, 0.5)
             self.status = (f"{name}: the middle {w} \u00d7 {h} of its {all_w} \u00d7 {all_h} pixels, "
                            f"{size[1]} \u00d7 {size[0]} positions.")
-
-    def _receive(self, widget: Any, content: Mapping[str, Any], buffers: Sequence[Any]) -> None:
-        "A message of the view: an image of the reader's own."
-        if content.get("kind") == "image" and buffers:
-            try:
-                self.look_at(bytes(buffers[0]), str(content.get("name", "image")))
-            except FakdError as fault:
-                self.status = str(fault)
 
     def to_html(
         self,
@@ -276,6 +381,15 @@ class Explorer(ExplorerState):
         return explorer_page(self.exhibit, path, {**state, "status": ""})
 
 # %% ../nbs/74_explorer.ipynb #bc878482
+def _receive(explorer: Explorer, content: Mapping[str, Any], buffers: Sequence[Any]) -> None:
+    "A message of the view: an image of the reader's own."
+    if content.get("kind") == "image" and buffers:
+        try:
+            explorer.look_at(bytes(buffers[0]), str(content.get("name", "image")))
+        except FakdError as fault:
+            explorer.status = str(fault)
+
+
 def _decode(image: bytes | str | Path, name: str) -> np.ndarray:
     "An image file, or its bytes, as uint8 (h, w, 3)."
     if not isinstance(image, bytes):
@@ -304,7 +418,8 @@ def explore(
     image = skimage.data.astronaut() if image is None else image
     hr_img = image if isinstance(image, np.ndarray) else _decode(image, "")
     scale: Any = next(iter(nets.values())).scale
-    return Explorer({name: net.eval() for name, net in nets.items()}, middle_pair(hr_img, scale, side), taps)
+    nets = {name: net.eval() for name, net in nets.items()}
+    return Explorer(nets, exhibit(nets, middle_pair(hr_img, scale, side), taps), taps)
 
 # %% ../nbs/74_explorer.ipynb #8b91ad42
 RunNets = tuple[dict[str, nn.Module], list[int | str] | None, str]  # networks by name, their taps, what is missing
@@ -312,48 +427,68 @@ MOST_NETS = 6  # of an evaluation, side by side
 
 
 def run_nets(
-    run: Run,  # finished, with its weights
+    run: Run,  # finished
 ) -> RunNets:
-    "The networks of a run, the teacher first; of several teachers the first."
+    "The networks of a run, the teacher first, of several the first of them; and in words which are not there, and why."
     record = run.record
     if "nets" in record.student:
         return _evaluated(record)
     teachers = list((record.teacher or {}).get("nets", {"": record.teacher} if record.teacher else {}).values())
-    nets, note = _teaching(teachers)
+    found: dict[str, nn.Module | str] = {}
+    for about in teachers[:1]:
+        found["teacher"] = _recorded(about)
     for method in ("teacher", "plain", "distilled"):
         path = run.dir / "weights" / f"{method}.safetensors"
-        if path.is_file() and record.student["network"] in NETS:  # a module's file alone is not enough
-            nets[method] = load_any(path)
+        if path.is_file():
+            own = record.student["network"] not in NETS
+            found[method] = OWN_MODULE if own else _readable(path)
+    nets = {name: net for name, net in found.items() if not isinstance(net, str)}
+    notes = [f"The {name} network is missing: {why}." for name, why in found.items() if isinstance(why, str)]
+    if len(teachers) > 1:
+        notes.append(f"Of {len(teachers)} teachers the first, {teachers[0]['source']}, is shown and compared with.")
+    if not set(found) - {"teacher"}:
+        notes.append("The run's folder holds no weights.")
     ours, theirs = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else []
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
-    return nets, taps or None, note
+    return nets, taps or None, " ".join(notes)
+
+# %% ../nbs/74_explorer.ipynb #c301b130
+OWN_MODULE = "it is a module of your own, which its weights alone do not make again; give it to fakd.explorer.explore"
 
 
-def _teaching(teachers: Sequence[dict[str, Any]]) -> tuple[dict[str, nn.Module], str]:
-    "The first teacher that a record describes, if its weights are still those; and what is to be said of it."
-    for about in teachers[:1]:
-        path = find_path(about["source"])
-        net = load_any(path) if path.is_file() else None
-        if net is not None and net_digest(net) == about["digest"]:
-            return {"teacher": net}, f"The first of {len(teachers)} teachers." if len(teachers) > 1 else ""
-        why = "has other weights now" if path.is_file() else "is not there"
-        return {}, f"The teacher is missing: {about['source']} {why}."
-    return {}, ""
+def _readable(path: Path) -> nn.Module | str:
+    "The network in a file, or why there is none."
+    try:
+        return load_any(path)
+    except FakdError as fault:
+        return str(fault).rstrip(".")
+
+
+def _recorded(about: Mapping[str, Any]) -> nn.Module | str:
+    "The network that a record describes, or why it is not to be had any more."
+    path = find_path(about["source"])
+    if not path.is_file():
+        return f"{about['source']} is not there"
+    net = _readable(path)
+    if isinstance(net, nn.Module) and net_digest(net) != about["digest"]:
+        return f"{about['source']} has other weights now"
+    return net
 
 # %% ../nbs/74_explorer.ipynb #e74a5c10
 def _evaluated(record: Record) -> RunNets:
     "Networks of an evaluation: those that name taps and are still there and the same, of the scale that most have."
-    nets: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, about in record.student["nets"].items():
-        path = find_path(about["source"])
-        if about["network"] in NETS and path.is_file() and net_digest(net := load_any(path)) == about["digest"]:
-            nets[name] = net
+        found[name] = _recorded(about) if about["network"] in NETS else "it names no taps"
+    nets = {name: net for name, net in found.items() if not isinstance(net, str)}
     kinds: list[Any] = [(net.scale, len(net.tap_names())) for net in nets.values()]
     most = max(kinds, key=kinds.count, default=None)
-    alike = [pair for pair, kind in zip(nets.items(), kinds, strict=True) if kind == most]
-    shown = dict(alike[:MOST_NETS])
-    left = [name for name in record.student["nets"] if name not in shown]
-    return shown, None, f"Not shown: {', '.join(left)}." if left else ""
+    alike = [name for name, kind in zip(nets, kinds, strict=True) if kind == most]
+    why = {name: str(why) for name, why in found.items() if isinstance(why, str)}
+    why |= {name: "its scale or number of taps is not that of most" for name in nets if name not in alike}
+    why |= {name: f"{MOST_NETS} are shown" for name in alike[MOST_NETS:]}
+    note = "; ".join(f"{name} ({why[name]})" for name in found if name in why)
+    return {name: nets[name] for name in alike[:MOST_NETS]}, None, f"Not shown: {note}." if note else ""
 
 # %% ../nbs/74_explorer.ipynb #844b37fd
 def run_pair(
@@ -368,30 +503,32 @@ def explore_run(
     image: np.ndarray | str | Path | None = None,  # an original of your own; None: the one that the run kept
 ) -> Explorer:
     "The explorer, for the networks of a run."
-    run = Run.open(find_path(run_dir))
-    nets, taps, note = run_nets(run)
-    if not nets:
-        raise FakdError(f"{run.id}: no weights of it can be looked into.")
-    explorer = Explorer(nets, run_pair(_scale(nets)), taps, f"Affinity in {run.id}", note)
+    shown, nets, taps, note = _run_exhibit(Run.open(find_path(run_dir)))
+    explorer = Explorer(nets, shown, taps, note)
     if image is not None:
         explorer.look_at(image, "image" if isinstance(image, np.ndarray) else Path(image).name)
     return explorer
 
 
-def save_explorer(
-    run: Run,       # finished
-) -> Path | None:   # of explorer.html in its folder; None: no network of the run can be looked into
-    "Write the explorer of a run beside its report; makes no widget, so a notebook that saves it stays small."
+def _run_exhibit(run: Run) -> tuple[Exhibit, dict[str, nn.Module], list[int | str] | None, str]:
+    "What the networks of a run make of the image that it kept, with them, their taps, and what is to be said."
     nets, taps, note = run_nets(run)
     if not nets:
-        return None
-    shown = exhibit(nets, run_pair(_scale(nets)), taps, f"Affinity in {run.id}")
-    return explorer_page(shown, run.dir / "explorer.html", {"status": note})
+        raise FakdError(f"{run.id}: no network of it can be looked into. {note}".strip())
+    scale: Any = next(iter(nets.values())).scale
+    shown = exhibit(nets, run_pair(scale), taps, f"Affinity in {run.id}")
+    return replace(shown, progress=progress_of(run, shown.features)), nets, taps, note
 
 
-def _scale(nets: Mapping[str, Any]) -> int:
-    "Of networks that have one scale."
-    return int(next(iter(nets.values())).scale)
+def save_explorer(
+    run: Run,       # finished
+) -> Path | str:    # of explorer.html in its folder; or why there is none, in words
+    "Write the explorer of a run beside its report; makes no widget, so a notebook that saves it stays small."
+    try:
+        shown, _, _, note = _run_exhibit(run)
+        return explorer_page(shown, run.dir / "explorer.html", {"status": note})
+    except FakdError as fault:  # the run is over and its report stands: that nothing can be shown must not end it
+        return f"none. {fault}"
 
 # %% ../nbs/74_explorer.ipynb #dbc7fa05
 class ExploreConfig(Config):

@@ -5,31 +5,59 @@
 # %% ../nbs/73_figure_files.ipynb #44b0d01c
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from .affinity_views import query_views
+from matplotlib.figure import Figure
+
+from .affinity_views import progress_view, query_views, read_affinity
 from .figures import crop_figures, curve_columns, curve_figure, gain_figure, save_figure, scale_of, scenes
-from .record import Run, gains, read_history
+from .record import Run, compare_sets, gains, loss_of, read_history
 
 # %% auto #0
-__all__ = ['write_figures']
+__all__ = ['run_figures', 'write_figures']
+
+# %% ../nbs/73_figure_files.ipynb #4703d5c5
+def _file_names(
+    wanted: Sequence[str],  # one a figure
+) -> list[str]:             # all different, and possible as names of files
+    "Names for files, with a number where two would be the same."
+    names: list[str] = []
+    for text in wanted:
+        name = re.sub(r"[^\w.-]+", "-", text).strip("-.")[:50] or "figure"
+        same = sum(n == name or n.startswith(f"{name}_") for n in names)
+        names.append(f"{name}_{same + 1}" if same else name)
+    return names
+
+
+def run_figures(
+    run: Run,               # with a record
+) -> dict[str, Figure]:     # by what it shows: gain, curves, crops 0, crops 1, progress, affinity 0, affinity 1
+    "The figures of a run."
+    record, history, figures = run.record, read_history(run), {}
+    if record.kind == "distill" and any(gains(record.rows, name) for name in compare_sets(record.rows)):
+        figures["gain"] = gain_figure(record.rows)
+    if curve_columns(history):
+        figures["curves"] = curve_figure(history, loss=loss_of(record))
+    figures |= {f"crops {i}": fig for i, fig in enumerate(crop_figures(run))}
+    figures |= dict(zip(["progress"], progress_view(run), strict=False))
+    return figures | {f"affinity {i}": fig for i, fig in enumerate(query_views(run))}
 
 # %% ../nbs/73_figure_files.ipynb #88c73a42
 def write_figures(
-    run: Run,      # with a record
-) -> list[Path]:   # the PDFs, in the order above; a PNG of the same name lies beside each
+    run: Run,            # with a record
+) -> dict[str, Path]:    # the PDFs, by the names of `run_figures`; a PNG of the same name lies beside each
     "Write the figures of a run, as a paper prints them, into its folder `figures`."
-    rows, history, figures = run.record.rows, read_history(run), {}
-    several = len({row.scale for row in rows}) > 1  # an evaluation
-    if any(gains(rows, name) for name in {row.set for row in rows}):
-        figures["gain"] = gain_figure(rows)
-    if curve_columns(history):
-        figures["curves"] = curve_figure(history)
-    for scene, fig in zip(scenes(run), crop_figures(run), strict=True):
-        at = f"x{scale_of(scene.images)}-" if several else ""
-        figures[f"crops-{at}{scene.set}-{scene.image}"] = fig
-    figures |= {f"affinity-{i}": fig for i, fig in enumerate(query_views(run))}
-    for name, fig in figures.items():
+    figures, rows = run_figures(run), read_affinity(run)
+    several = len({row.scale for row in run.record.rows}) > 1  # an evaluation
+    words = {"gain": "gain", "curves": "curves", "progress": "progress"}
+    for i, scene in enumerate(scenes(run)):
+        words[f"crops {i}"] = f"crops-{f'x{scale_of(scene.images)}-' if several else ''}{scene.set}-{scene.image}"
+    for i, tap in enumerate(rows.taps if rows else []):
+        words[f"affinity {i}"] = "affinity-" + "-".join(dict.fromkeys(tap.split("=")))
+    files = dict(zip(figures, _file_names([words[key] for key in figures]), strict=True))
+    for key, fig in figures.items():
         for suffix in (".png", ".pdf"):
-            save_figure(fig, run.dir / "figures" / f"{name}{suffix}")
-    return [run.dir / "figures" / f"{name}.pdf" for name in figures]
+            save_figure(fig, run.dir / "figures" / f"{files[key]}{suffix}")
+    return {key: run.dir / "figures" / f"{name}.pdf" for key, name in files.items()}

@@ -10,7 +10,7 @@ import html
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +116,18 @@ def blank_figure(
 
 # %% ../nbs/70_figures.ipynb #55eb6bb9
 class Figures(list[Figure]):
-    "Figures that a notebook shows one below the other."
+    "Figures that a notebook shows one below the other; or why there are none."
+
+    def __init__(
+        self,
+        figures: Iterable[Figure] = (),
+        why: str = "",  # said where there are none
+    ):
+        super().__init__(figures)
+        self.why = why
 
     def _repr_html_(self) -> str:
-        pages = []
+        pages = [] if self else [f"<p>{html.escape(self.why)}</p>"]
         for fig in self:
             file = io.BytesIO()
             fig.savefig(file, format="png", dpi=110, metadata=_NO_DATES[".png"], facecolor=fig.get_facecolor())
@@ -293,13 +301,14 @@ def scenes(
 ) -> list[Scene]:            # in the order of the record's rows; only images whose original is there
     "The images that a run kept; where it has several scales, those of each in a folder `x4`."
     rows, found = run.record.rows, []
-    order = {name: i for i, name in enumerate(dict.fromkeys(f"{r.set}--{r.image}" for r in rows))}
+    named = {run.image_dir(r.set, r.image).name: (r.set, r.image) for r in rows}
+    order = {name: i for i, name in enumerate(named)}
     names = list(dict.fromkeys([*TITLES, *(r.method for r in rows)]))
     folders = [p.parent for p in (run.dir / "snapshots" / "images").rglob("hr.png")]
     for folder in sorted(folders, key=lambda p: (p.parent.name, order.get(p.name, len(order)), p.name)):
         files = {name: folder / f"{quote(name, safe='')}.png" for name in names}
         images = {name: read_image(file) for name, file in files.items() if file.is_file()}
-        set_name, _, image = folder.name.partition("--")
+        set_name, image = named.get(folder.name, folder.name.partition("--")[::2])
         at = {scale_of(images)} if "lr" in images else {r.scale for r in rows}
         scores = {r.method: r for r in rows if (r.set, r.image) == (set_name, image) and r.scale in at}
         found.append(Scene(set_name, image, images, *cut_crops(images), scores))

@@ -5,9 +5,11 @@
 # %% ../nbs/37_foreign.ipynb #16a145d7
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from .core import FakdError
-from .nets import NETS, net_spec
-from .weights import load_net, read_state
+from .files import memory_bound
+from .nets import NETS, make_net, net_spec
+from .value_range import SIDE, evaluating, probe_images, settle_range, try_views
+from .weights import UnknownNetError, load_net, read_state
 
 # %% auto #0
-__all__ = ['Foreign', 'load_any', 'as_net', 'spec_of']
+__all__ = ['Foreign', 'load_any', 'unwrapped', 'single', 'copied', 'as_net', 'ready_net', 'spec_of']
 
 # %% ../nbs/37_foreign.ipynb #319a1735
 @contextmanager
@@ -69,6 +73,7 @@ class Foreign(nn.Module):
     "A network from elsewhere as one of fakd: batches of RGB, 0..255 in and out; its taps keep their own names."
 
     tap_prefix = "model."  # paths of taps begin in the network, not in this wrapper
+    value_range = 255      # of what goes in and comes out here
 
     def __init__(
         self,
@@ -109,55 +114,164 @@ class Foreign(nn.Module):
 
 # %% ../nbs/37_foreign.ipynb #0cee2231
 def load_any(
-    path: str | Path,  # a weights file of fakd, of a known origin, or of a network that spandrel knows
-    **sizes: Any,      # what the file cannot tell, for networks of fakd
-) -> nn.Module:        # on the CPU, fp32, eval mode, 0..255 in and out, with `scale` and `assumptions`
+    path: str | Path,                # a weights file of fakd, of a known origin, or of a network that spandrel knows
+    value_range: int | None = None,  # of the images it was trained with, 1 or 255; None: as the file or probing tells
+    **sizes: Any,                    # what the file cannot tell, for networks of fakd
+) -> nn.Module:                      # on the CPU, fp32, eval mode, 0..255 in and out, with `scale` and `assumptions`
     "A ready network from any file: fakd's own reader first, then spandrel."
     try:
-        return load_net(path, **sizes)
-    except FakdError as fault:
-        if "no network of" not in str(fault):  # damaged, or one of ours that does not fit
-            raise
+        return load_net(path, value_range, **sizes)
+    except UnknownNetError as fault:
         known = str(fault)
     state, metadata = read_state(path)
     spandrel = _spandrel()
     try:
-        descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
+        with memory_bound(8 * sum(x.nbytes for x in state.values()) + 2**31):
+            descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except spandrel.UnsupportedModelError:
         raise FakdError(f"{known} spandrel does not know it either.") from None
+    except Exception as fault:  # its readers of forty networks trust the shapes they find
+        why = str(fault).strip().split("\n")[0] or type(fault).__name__
+        raise FakdError(f"{known} spandrel cannot read it either ({why}).") from None
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.input_channels != 3:
         raise FakdError(f"{path}: {descriptor.architecture.name} is no network from RGB images to RGB images.")
-    needs, name = descriptor.size_requirements, descriptor.architecture.name.lower()
-    net = Foreign(descriptor.model, int(descriptor.scale), name, 1, needs.minimum, needs.multiple_of,
-                  descriptor._call_fn).eval().float()
+    net = _of_spandrel(descriptor, value_range)
     if "passed_over" in metadata:
-        net.assumptions = [f"weights: {metadata['unwrapped']} taken, {metadata['passed_over']} passed over"]
+        net.assumptions.append(f"weights: {metadata['unwrapped']} taken, {metadata['passed_over']} passed over")
     return net
 
-# %% ../nbs/37_foreign.ipynb #0869492b
-def as_net(
-    net: nn.Module,          # any module from LR to SR images, (b, 3, h, w) to (b, 3, scale*h, scale*w)
-    value_range: int = 255,  # of its input and output: 1 (0..1) or 255 (0..255)
-) -> nn.Module:              # 0..255 in and out, with `scale`, `spec` and `assumptions`; not a copy
-    "Any module as a network of fakd; what is one already stays as it is."
-    if value_range == 255 and (isinstance(net, Foreign) or type(net) in NETS.values()):
+# %% ../nbs/37_foreign.ipynb #3db0155c
+def _of_spandrel(descriptor: Any, value_range: int | None) -> Foreign:
+    "Its network as one of 0..255; spandrel's are of 0..1, unless they clearly are not."
+    needs, name = descriptor.size_requirements, descriptor.architecture.name.lower()
+
+    def wrapped(value_range: int) -> Foreign:
+        return Foreign(descriptor.model, int(descriptor.scale), name, value_range, needs.minimum, needs.multiple_of,
+                       descriptor._call_fn).eval().float()
+
+    if value_range is None:
+        with evaluating(descriptor.model):
+            found = try_views({r: wrapped(r) for r in (1, 255)}, int(descriptor.scale))
+        net = wrapped(255 if found.tied == [255] else 1)
+        if found.tied == [255]:
+            net.assumptions.append(f"value_range=255: found by probing ({found.psnr[255]:.1f} dB on a photograph, "
+                                   f"{found.psnr[1]:.1f} as 0..1)")
         return net
-    like = next(net.parameters(), torch.zeros(()))
-    probe = torch.full((1, 3, 48, 48), 0.5 * value_range, device=like.device, dtype=like.dtype)
-    modes = [(module, module.training) for module in net.modules()]
+    return wrapped(value_range)
+
+# %% ../nbs/37_foreign.ipynb #1866df7c
+def unwrapped(
+    net: nn.Module,  # perhaps a DataParallel, an AveragedModel, a compiled module, or one in another
+) -> nn.Module:      # the network itself; not a copy
+    "Take off what a network is wrapped in for training."
+    around = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while isinstance(net, around) or isinstance(getattr(net, "_orig_mod", None), nn.Module):
+        net = net.module if isinstance(net, around) else net._orig_mod  # type: ignore[assignment]
+    return net
+
+
+def single(
+    net: nn.Module,  # of any precision
+) -> nn.Module:      # the same, or a copy in fp32 if it holds other floats
+    "A network in single precision, all its values finite."
+    name, tensors = type(net).__name__, dict((*net.named_parameters(), *net.named_buffers()))
+    empty = [key for key, x in tensors.items() if x.is_meta or nn.parameter.is_lazy(x)]
+    if empty:
+        raise FakdError(f"{name}: {empty[0]} has no values yet. Load its weights first.")
+    floats = {key: x for key, x in tensors.items() if x.is_floating_point()}
+    endless = [key for key, x in floats.items() if not x.isfinite().all()]
+    if endless:
+        more = f" and {len(endless) - 1} more" if endless[1:] else ""
+        raise FakdError(f"{name}: {endless[0]}{more} holds values that are not finite (NaN or infinite).")
+    others = {str(x.dtype).removeprefix("torch.") for x in floats.values() if x.dtype != torch.float32}
+    if others:
+        net = copied(net).float()
+        line = f"precision: given in {' and '.join(sorted(others))}, computed in float32"
+        net.assumptions = [*getattr(net, "assumptions", []), line]  # type: ignore[assignment]
+    return net
+
+# %% ../nbs/37_foreign.ipynb #dceda947
+def copied(
+    net: nn.Module,  # any network
+) -> nn.Module:      # with its own tensors
+    "A copy, or a refusal that names the network."
     try:
-        with torch.inference_mode():
-            made = net.eval()(probe)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        return copy.deepcopy(net)
+    except Exception as fault:  # whatever a module of somebody else raises
+        raise FakdError(f"{type(net).__name__} cannot be copied ({_first_line(fault)}).") from fault
+
+
+def _first_line(fault: Exception) -> str:
+    "An error in one line."
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:200]
+
+# %% ../nbs/37_foreign.ipynb #744210af
+def _scale_of(net: nn.Module) -> int:
+    "The scale of a module from RGB images to RGB images, found by asking it once."
+    name, like = type(net).__name__, next(net.parameters(), torch.zeros(()))
+    try:
+        with evaluating(net):
+            made = net(torch.full((1, 3, SIDE, SIDE), 0.5, device=like.device))
+    except Exception as fault:  # whatever a module of somebody else raises
+        raise FakdError(f"{name} does not take RGB images (1, 3, {SIDE}, {SIDE}): {_first_line(fault)}") from fault
     what = f"{tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-    scale = made.shape[-1] // 48 if isinstance(made, Tensor) and made.ndim == 4 else 0
-    if scale not in (2, 3, 4, 8) or made.shape != (1, 3, 48 * scale, 48 * scale):
-        raise FakdError(f"{type(net).__name__} makes {what} of images (1, 3, 48, 48). Expected are SR images "
-                        "(1, 3, 48*scale, 48*scale) alone, scale 2, 3, 4 or 8.")
+    scale = made.shape[-1] // SIDE if isinstance(made, Tensor) and made.ndim == 4 else 0
+    if scale not in (2, 3, 4, 8) or made.shape != (1, 3, SIDE * scale, SIDE * scale):
+        raise FakdError(f"{name} makes {what} of images (1, 3, {SIDE}, {SIDE}). Expected are SR images "
+                        f"(1, 3, {SIDE}*scale, {SIDE}*scale) alone, scale 2, 3, 4 or 8.")
+    return int(scale)
+
+
+def as_net(
+    net: nn.Module,                  # any module from LR to SR images, (b, 3, h, w) to (b, 3, scale*h, scale*w)
+    value_range: int | None = None,  # of its images: 1 (0..1) or 255 (0..255); None: as it says, or probing tells
+) -> nn.Module:                      # 0..255 in and out, fp32, with `scale`, `spec` and `assumptions`; seldom a copy
+    "Any module as a network of fakd; what is one already stays as it is."
+    net = single(unwrapped(net))
+    said = 255 if type(net) in NETS.values() else getattr(net, "value_range", None)
+    if said == 255 and isinstance(getattr(net, "scale", None), int) and value_range in (None, 255):
+        return net
+    scale, lines = _scale_of(net), list(getattr(net, "assumptions", []))
+    if value_range is None and said not in (1, 255):
+        said, found = settle_range(net, scale, type(net).__name__)
+        lines += found
     spec = type(net).__name__.lower()
-    return Foreign(net, scale, spec if value_range == 255 else f"{spec}(value_range={value_range})", value_range)
+    value_range = int(value_range or said)  # type: ignore[arg-type]
+    if value_range == 1 or any("assumed" in line for line in lines):
+        for line in lines:
+            warnings.warn(f"{spec}: {line}", stacklevel=2)
+    foreign = Foreign(net, scale, spec if value_range == 255 else f"{spec}(value_range={value_range})", value_range)
+    foreign.assumptions = lines
+    return foreign
+
+# %% ../nbs/37_foreign.ipynb #e812f3c0
+def ready_net(
+    net: nn.Module,                  # as given
+    role: str,                       # what messages call it: "teacher", "student"
+    scale: int,                      # of the run
+    value_range: int | None = None,  # see `as_net`
+) -> nn.Module:                      # see `as_net`
+    "A network that can teach or learn at a scale, or one sentence that says why not."
+    try:
+        ready = as_net(net, value_range)
+    except FakdError as fault:
+        raise FakdError(f"{role}: {fault}") from None
+    spec = spec_of(ready)
+    if ready.scale != scale:
+        raise FakdError(f"{role} {spec} is for scale {ready.scale}, the run for scale {scale}.")
+    if type(ready) in NETS.values():
+        with torch.device("meta"):
+            wanted = {key: x.shape for key, x in make_net(spec, scale).state_dict().items()}
+        found = {key: x.shape for key, x in ready.state_dict().items()}
+        if found != wanted:
+            odd = next(key for key in (*found, *wanted) if found.get(key) != wanted.get(key))
+            raise FakdError(f"{role} {spec}: {odd} is not as in this network. Give a changed one a class of its own.")
+    lr_imgs = probe_images(scale)[0]
+    with evaluating(ready):
+        sr_imgs = ready(lr_imgs.to(next(ready.parameters(), lr_imgs).device))
+    if not sr_imgs.isfinite().all():
+        raise FakdError(f"{role} {spec}: its output holds values that are not finite.")
+    return ready
 
 # %% ../nbs/37_foreign.ipynb #35a0dc3d
 def spec_of(

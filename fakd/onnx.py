@@ -5,7 +5,6 @@
 # %% ../nbs/53_onnx.ipynb #6cdf847d
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -19,12 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import FakdError, atomic_write, rng
+from .blocks import SCALES, check_scale
+from .core import FakdError, atomic_write, digest, rng
 from .files import check_kind, memory_bound, memory_left, regular_file
+from .foreign import as_net, copied, load_any, single, unwrapped
 from .upscale import net_scale, pixel_bytes
+from .value_range import settle_range
 
 # %% auto #0
-__all__ = ['MOST_NODES', 'CHECKED', 'TOLERANCE', 'OnnxNet', 'export_onnx']
+__all__ = ['MOST_NODES', 'CHECKED', 'RANGE_NOTE', 'TOLERANCE', 'OnnxNet', 'open_net', 'export_onnx']
 
 # %% ../nbs/53_onnx.ipynb #3bd27c8b
 def _extra(
@@ -124,30 +126,48 @@ def _noted(
     raise FakdError(f"its {name} is noted as {known[name][:20]}")
 
 # %% ../nbs/53_onnx.ipynb #43f641bc
+def _session(path: str | Path) -> Any:
+    "ONNX Runtime's session of a file with one RGB image as input and one as output."
+    runtime, held = _extra("onnxruntime", "OnnxNet"), _check_model(path)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4  # a fault is raised, not printed as well
+    try:
+        with memory_bound(min(8 * held + 2**31, memory_left())):  # constants are computed here already
+            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as fault:  # the runtime's own kinds of error have no common parent
+        raise FakdError(f"{path}: not a readable ONNX file ({str(fault).strip().splitlines()[0]}).") from None
+    ends = session.get_inputs(), session.get_outputs()
+    if any(len(e) != 1 or len(e[0].shape) != 4 or e[0].type != "tensor(float)" for e in ends):
+        raise FakdError(f"{path}: expected one float image (b, 3, h, w) as input and one as output.")
+    _, channels, *sides = ends[0][0].shape
+    if isinstance(channels, int) and channels != 3:
+        raise FakdError(f"{path}: it takes images of {channels} channels; expected are RGB images (b, 3, h, w).")
+    if any(isinstance(side, int) for side in sides):
+        raise FakdError(f"{path}: it takes only images of {sides[1]}x{sides[0]} pixels. "
+                        "Export it with free height and width.")
+    return session
+
+# %% ../nbs/53_onnx.ipynb #9364e02e
 class OnnxNet(nn.Module):
     "An ONNX file as a network on the CPU: RGB in 0..255, (b, 3, h, w) to (b, 3, scale*h, scale*w)."
 
+    value_range = 255  # of what goes in and comes out here
+
     def __init__(
         self,
-        path: str | Path,  # one image input and one image output; made by `export_onnx`, or of the same range
+        path: str | Path,                # one image input and one image output
+        value_range: int | None = None,  # of the file's images, 1 or 255; None: as it says, or probing tells
     ):
         super().__init__()
-        runtime = _extra("onnxruntime", "OnnxNet")
-        held = _check_model(path)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 4  # a fault is raised, not printed as well
-        try:
-            with memory_bound(min(8 * held + 2**31, memory_left())):  # constants are computed here already
-                self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as fault:  # the runtime's own kinds of error have no common parent
-            raise FakdError(f"{path}: not a readable ONNX file ({str(fault).strip().splitlines()[0]}).") from None
-        ends = self.session.get_inputs(), self.session.get_outputs()
-        if any(len(e) != 1 or len(e[0].shape) != 4 or e[0].type != "tensor(float)" for e in ends):
-            raise FakdError(f"{path}: expected one float image (b, 3, h, w) as input and one as output.")
-        self.input_name = ends[0][0].name
+        if value_range not in (None, 1, 255):
+            raise FakdError(f"value_range {value_range}: choose 1 for images of 0..1 or 255 for 0..255.")
+        self.session, self.gain, self.assumptions = _session(path), 1.0, list[str]()
+        self.one_by_one = self.session.get_inputs()[0].shape[0] == 1
         known = self.session.get_modelmeta().custom_metadata_map
+        self.source, self.spec = known.get("source", ""), Path(path).stem.lower()
+        self.sha256 = digest(Path(path).read_bytes())
         try:
             self.pixel_bytes = _noted(known, "pixel_bytes", 1, 2**30, 65536)  # enough for the widest of the lineage
             self.scale = None
@@ -156,19 +176,37 @@ class OnnxNet(nn.Module):
                 raise FakdError(f"its scale is noted as {known['scale'][:20]}, and it enlarges by {self.scale}")
         except FakdError as fault:
             raise FakdError(f"{path}: {str(fault).rstrip('.')}.") from None
-        self.source = known.get("source", "")
+        if value_range is None and known.get("range") != RANGE_NOTE:
+            value_range, self.assumptions = settle_range(self, check_scale(self.scale), str(path))
+            for line in self.assumptions:
+                warnings.warn(f"{path}: {line}", stacklevel=2)
+        self.gain = 255 / (value_range or 255)
+
+    def get_extra_state(self) -> str:
+        "The digest of the file, so that networks of different files differ."
+        return self.sha256
+
 
     def forward(self, lr_imgs: Tensor) -> Tensor:
-        values = np.ascontiguousarray(lr_imgs.detach().cpu().float().numpy())
+        values = np.ascontiguousarray(lr_imgs.detach().cpu().float().numpy()) / np.float32(self.gain)
+        name, parts = self.session.get_inputs()[0].name, np.split(values, len(values)) if self.one_by_one else [values]
         try:
             with memory_bound(memory_left()):
-                sr_imgs = self.session.run(None, {self.input_name: values})[0]
+                sr_imgs = np.concatenate([self.session.run(None, {name: part})[0] for part in parts])
         except Exception as fault:  # as above
             raise FakdError(f"ONNX Runtime on {tuple(lr_imgs.shape)}: {str(fault).strip().splitlines()[0]}") from None
         b, _, h, w = lr_imgs.shape
         if sr_imgs.shape != (b, 3, h * (scale := self.scale or sr_imgs.shape[-1] // w), w * scale):
             raise FakdError(f"of images {tuple(lr_imgs.shape)} the file makes {sr_imgs.shape}.")
-        return torch.from_numpy(sr_imgs).to(lr_imgs.device)
+        return torch.from_numpy(sr_imgs * np.float32(self.gain)).to(lr_imgs.device)
+
+# %% ../nbs/53_onnx.ipynb #caa9558f
+def open_net(
+    path: str | Path,                # weights of any kind that fakd reads, or .onnx
+    value_range: int | None = None,  # of the network's images, 1 or 255; None: as the file or probing tells
+) -> nn.Module:                      # 0..255 in and out, on the CPU, with `scale` and `assumptions`
+    "A ready network from any file."
+    return OnnxNet(path, value_range) if Path(path).suffix.lower() == ".onnx" else load_any(path, value_range)
 
 # %% ../nbs/53_onnx.ipynb #85746947
 # (b, h, w): other batches than the sample's, odd sides, and sides at which SAN takes only the middle of its maps
@@ -220,11 +258,12 @@ def _explained(path: str | Path) -> Iterator[None]:
         raise FakdError(f"{path} was not written: PyTorch cannot export this network ({why}).") from fault
 
 # %% ../nbs/53_onnx.ipynb #039f9fd8
+RANGE_NOTE = "0..255 RGB"  # in the metadata of a file
 TOLERANCE = 0.05  # grey levels; single precision in another order stays a hundred times below
 
 
 def export_onnx(
-    net: nn.Module,    # any network, on any device; it is copied, not changed
+    net: nn.Module,    # any network, see `as_net`, on any device; it is copied, not changed
     path: str | Path,  # ends in .onnx
 ) -> float:            # largest difference from PyTorch at the checked sizes, in grey levels
     "Write a network as ONNX with free batch, height and width, after comparing it with PyTorch; atomic."
@@ -232,7 +271,11 @@ def export_onnx(
         _extra(package, "export_onnx")
     if Path(path).suffix.lower() != ".onnx":
         raise FakdError(f"{path}: networks are exported as .onnx.")
-    net = copy.deepcopy(net).cpu().float().eval()
+    try:
+        known = getattr(net, "scale", None) not in (None, *SCALES)  # of another kind, and exported as it is
+        net = copied(single(unwrapped(net)) if known else as_net(net)).cpu().eval()
+    except FakdError as fault:
+        raise FakdError(f"{path} was not written: {fault}") from None
     scale, sample = net_scale(net), torch.rand(2, 3, 24, 20) * 255
     with _quiet(), _explained(path):
         program = torch.onnx.export(
@@ -240,7 +283,7 @@ def export_onnx(
             input_names=["lr_imgs"], output_names=["sr_imgs"], external_data=False,
         )  # fmt: skip
     assert program is not None
-    notes = {"scale": scale, "pixel_bytes": round(1.7 * pixel_bytes(net)), "range": "0..255 RGB", "source": "fakd"}
+    notes = {"scale": scale, "pixel_bytes": round(1.7 * pixel_bytes(net)), "range": RANGE_NOTE, "source": "fakd"}
     program.model.metadata_props.update({k: str(v) for k, v in notes.items()})  # 1.7: measured against PyTorch
     with atomic_write(path) as temporary:
         program.save(temporary)

@@ -45,7 +45,7 @@ def make_pages(
     for name, (module, function) in makers.items():
         try:
             maker = getattr(import_module(f"fakd.{module}"), function)
-            made[name] = maker(run) or "none, for no network of this run can be looked into"
+            made[name] = maker(run)
         except Exception as fault:  # noqa: BLE001  (of any kind: the run is whole, and its other page is worth having)
             made[name] = f"none, {type(fault).__name__}: {fault} (fakd.pages.make_pages makes it again)"
             warnings.warn(f"{run.id}: {name} {made[name]}", stacklevel=2)

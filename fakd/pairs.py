@@ -6,23 +6,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import queue
 import shutil
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .core import FakdError, cpu_quota, rng, root
+from .files import read_json
 from .progress import Bar
 
 # %% auto #0
@@ -77,6 +81,23 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/15_pairs.ipynb #ca162766
+def _sweep(folder: Path) -> None:
+    "Remove what killed builds left; one that still goes on was touched today."
+    for place in folder.glob(".building-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(p.stat().st_mtime for p in (place, *place.iterdir())) > 86_400:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _seal(entries: list[Any], folder: Path) -> str:
+    "Checksum of the index and the pixels of a cache."
+    seal = hashlib.sha256(json.dumps(entries).encode())
+    with open(folder / "pixels.u8", "rb") as file:
+        while block := file.read(1 << 22):
+            seal.update(block)
+    return seal.hexdigest()
+
+# %% ../nbs/15_pairs.ipynb #5dcb8462
 class ImageCache:
     "Decoded pairs in one memory-mapped file, named by the digest of their content."
 
@@ -89,11 +110,11 @@ class ImageCache:
 
     @property
     def complete(self) -> bool:
-        "Whether it is there, whole."
+        "Whether it is there, whole, and holds what was written: every byte is read once."
         try:
-            index = json.loads((self.dir / "index.json").read_text(encoding="utf-8"))
-            return (self.dir / "pixels.u8").stat().st_size == index["bytes"]
-        except (OSError, ValueError, KeyError):
+            index = read_json(self.dir / "index.json", "index of a cache")
+            return bool(_seal(index["pairs"], self.dir) == index["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def build(
@@ -102,6 +123,7 @@ class ImageCache:
     ) -> None:
         "Write all pairs beside the final place and rename; another process may do the same at the same time."
         self.dir.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(self.dir.parent)
         place, entries, at = Path(tempfile.mkdtemp(dir=self.dir.parent, prefix=".building-")), [], 0
         try:
             with open(place / "pixels.u8", "wb") as file:
@@ -111,7 +133,8 @@ class ImageCache:
                         at += file.write(np.ascontiguousarray(img).data)
                 file.flush()
                 os.fsync(file.fileno())
-            (place / "index.json").write_text(json.dumps({"bytes": at, "pairs": entries}), encoding="utf-8")
+            index = {"bytes": at, "pairs": entries, "sha256": _seal(entries, place)}
+            (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
             if self.dir.exists() and not self.complete:  # damaged: out of the way
                 shutil.rmtree(self.dir, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was first, and its folder is as good
@@ -121,7 +144,7 @@ class ImageCache:
 
     def pairs(self) -> list[ImagePair]:
         "The pairs as views of the mapped file."
-        index = json.loads((self.dir / "index.json").read_text(encoding="utf-8"))
+        index = read_json(self.dir / "index.json", "index of a cache")
         pixels, found = np.memmap(self.dir / "pixels.u8", np.uint8, mode="r"), []
         for name, at, hr_h, hr_w, lr_h, lr_w in index["pairs"]:
             middle = at + 3 * hr_h * hr_w
@@ -144,7 +167,12 @@ def cached_pairs(
     cache = ImageCache(key, folder)
     if not cache.complete:
         reading = in_order(make, count, workers)
-        cache.build(iter(Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)))
+        bar = Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)
+        try:
+            cache.build(iter(bar))
+        except OSError as fault:
+            raise FakdError(f"{cache.dir.parent}: the images of {name} cannot be kept there "
+                            f"({fault.strerror or fault}). Make room there.") from None
     return cache.pairs()
 
 # %% ../nbs/15_pairs.ipynb #8cd50137

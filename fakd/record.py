@@ -28,13 +28,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from typing_extensions import TypedDict
 
-from .core import FakdError, atomic_write, expand, home, root
+from .core import FakdError, atomic_write, expand, home, parse_spec, root
 from .files import read_json, read_text
 
 # %% auto #0
 __all__ = ['METHODS', 'Row', 'known_methods', 'Compared', 'compare_sets', 'summarise', 'left_out', 'gains', 'left_out_words',
-           'DataUse', 'Artefact', 'Record', 'record_schema', 'environment', 'now', 'Run', 'runs_folder', 'read_record',
-           'write_record', 'find_runs', 'artefacts', 'write_history', 'read_history', 'keep_notebook']
+           'DataUse', 'Artefact', 'Record', 'loss_of', 'record_schema', 'environment', 'now', 'Run', 'runs_folder',
+           'read_record', 'write_record', 'find_runs', 'artefacts', 'write_history', 'read_history', 'keep_notebook']
 
 # %% ../nbs/05_record.ipynb #dfb91ca0
 METHODS = ("bicubic", "teacher", "plain", "plain_equal_time", "distilled")
@@ -204,18 +204,32 @@ def left_out_words(
 class DataUse(BaseModel):
     "One set that a run read."
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     role: Literal["train", "validate", "evaluate"]
     count: int = Field(description="number of images")
     digest: str = Field(description="digest of the content of its files")
+    lr_source: str = Field(default="", description="where its LR images come from")
+    trained_on: dict[str, str] = Field(default_factory=dict, description="images whose pixels the training images "
+                                       "show, in whole or in part: by name, the training image; empty: none found")
+
+    @property
+    def warning(self) -> str:
+        "What must be said of scores on this set, if it was trained on."
+        if not self.trained_on:
+            return ""
+        shown = [f"{name} (in {where})" for name, where in self.trained_on.items()]
+        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        return (f"{len(shown)} of {self.count} images of {self.name} are among the training images, whole or in part: "
+                f"{', '.join(shown[:4])}{more}. Scores on them do not tell how the network does on images "
+                "that it has not seen.")
 
 
 class Artefact(BaseModel):
     "One file of a run."
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str = Field(description="relative to the run's folder, with forward slashes")
     bytes: int
@@ -228,7 +242,7 @@ _Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # height and wi
 class _About(TypedDict, total=False):
     "A network; an evaluation has several in `nets`, and the ways in which each was used."
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
     network: str
     scale: int
@@ -251,7 +265,7 @@ class _About(TypedDict, total=False):
 class _Environment(TypedDict, total=False):
     "The machine and the installation."
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
     versions: dict[str, str | None]
     git: dict[str, str | bool | None] | None
@@ -259,7 +273,7 @@ class _Environment(TypedDict, total=False):
 
 _DETAILS: dict[str, TypeAdapter[Any]] = {
     "teacher": TypeAdapter(_About | None), "student": TypeAdapter(_About), "environment": TypeAdapter(_Environment),
-    "history": TypeAdapter(dict[str, dict[str, float | int | None]]),
+    "history": TypeAdapter(dict[str, dict[str, float | int | None]], config=ConfigDict(allow_inf_nan=False)),
 }  # fmt: skip
 
 
@@ -276,7 +290,7 @@ def _check_details(value: Any, info: ValidationInfo) -> Any:
 class Record(BaseModel):
     "Everything a finished or failed run says about itself."
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     run_id: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -288,6 +302,9 @@ class Record(BaseModel):
     digest: str = Field(description="sha256 of everything that decided the result")
     given: dict[str, Any] = Field(description="what was asked")
     resolved: dict[str, Any] = Field(description="the same with no open choice left")
+    origin: dict[str, str] = Field(
+        default_factory=dict, description="where each of these comes from: given, preset, chosen, default"
+    )
     environment: dict[str, Any] = Field(description="python, machine, versions, git commit")
     code_digest: str
     data: list[DataUse]
@@ -312,6 +329,17 @@ class Record(BaseModel):
     artefacts: list[Artefact]
 
     _details = field_validator(*_DETAILS)(_check_details)
+
+# %% ../nbs/05_record.ipynb #c1ca9548
+def loss_of(
+    record: Record,  # of any kind
+) -> str | None:     # None: it does not say
+    "The loss of a run, if its terms can be read."
+    loss = record.resolved.get("loss")
+    try:
+        return str(loss) if loss and parse_spec(str(loss)) else None
+    except FakdError:
+        return None
 
 # %% ../nbs/05_record.ipynb #8626a4b6
 def record_schema() -> str:
@@ -389,6 +417,19 @@ def _commit(folder: Path) -> dict[str, Any]:
     except OSError:
         return {"git": None, "no_git": "there is no git here"}
 
+# %% ../nbs/05_record.ipynb #580e8bb5
+def _image_folder(
+    set_name: str,  # of a set
+    image: str,     # of one of its images
+) -> str:           # a name that every file system takes
+    "The folder of a kept image: `SET--IMAGE`, or where that is no plain file name a readable part of it and a digest."
+    name = f"{set_name}--{image}"
+    plain = re.fullmatch(r"[\w.+,=@() -]+", name) and name.count("--") == 1 and "---" not in name
+    if plain and name[0] not in ". " and name[-1] not in ". " and len(name.encode("utf-8")) <= 120:
+        return name
+    told = hashlib.sha256(json.dumps([set_name, image]).encode()).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name)[:80].strip("._") + f"-{told}"
+
 # %% ../nbs/05_record.ipynb #57c46268
 def now() -> str:
     "The time, UTC, ISO 8601, to the second."
@@ -433,6 +474,10 @@ class Run:
         if not Path(folder).is_dir():
             raise FakdError(f"{folder}: no such run folder.")
         return cls(folder)
+
+    def image_dir(self, set_name: str, image: str, scale: int | None = None) -> Path:
+        "Where this run keeps an image, a file for each method; of several scales, each has a folder."
+        return self.dir / "snapshots/images" / (f"x{scale}" if scale else "") / _image_folder(set_name, image)
 
     @property
     def finished(self) -> bool:

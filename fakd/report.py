@@ -8,9 +8,8 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
+import math
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -33,50 +32,12 @@ from .core import FakdError, atomic_write, static
 from .figure_files import write_figures
 from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
 from .findings import finding, mean_psnr, without_teacher
-from .record import METHODS, Record, Row, Run, compare_sets, find_runs, gains, known_methods, read_history
+from .record import METHODS, Record, Row, Run, compare_sets, find_runs, gains, known_methods, loss_of, read_history
+from .repeat import repetition
 
 # %% auto #0
-__all__ = ['NOTEBOOKS', 'MOST_IMAGES', 'repeat_command', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts',
-           'read_images', 'comparison', 'page_origin', 'write_rows', 'figure_links', 'run_page', 'index_page']
-
-# %% ../nbs/80_report.ipynb #cad3e259
-def _reads_as_text(value: str) -> bool:
-    "Whether papermill's -p leaves a text a text."
-    for number in (int, float):
-        try:
-            number(value)
-            return False
-        except ValueError:
-            pass
-    return value not in ("True", "False", "None")
-
-
-def _yaml(value: Any) -> str:
-    "A nested value as one line of YAML: JSON, but with a point in every float (YAML 1.1 takes 1e-05 for a text)."
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k))}: {_yaml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_yaml(v) for v in value) + "]"
-    text = json.dumps(value, ensure_ascii=False)
-    return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
-
-# %% ../nbs/80_report.ipynb #a828ac7f
-NOTEBOOKS = {kind: f"run_{kind}" for kind in ("distill", "teacher", "evaluate", "benchmark")}
-
-
-def repeat_command(
-    record: Record,  # of any kind
-) -> str:            # one line for a shell
-    "The papermill command that asks again for what was given."
-    words = ["papermill", f"nbs/{NOTEBOOKS[record.kind]}.ipynb", "out.ipynb"]
-    for name, value in record.given.items():
-        if name == "resume":  # a repetition starts anew
-            continue
-        if isinstance(value, (list, tuple, Mapping)):
-            words += ["-y", f"{name}: {_yaml(value)}"]
-        else:
-            words += ["-r" if isinstance(value, str) and not _reads_as_text(value) else "-p", name, str(value)]
-    return shlex.join(words)
+__all__ = ['MOST_IMAGES', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts', 'read_images', 'comparison', 'page_origin',
+           'write_rows', 'figure_links', 'links_beside', 'run_page', 'index_page']
 
 # %% ../nbs/80_report.ipynb #887a2659
 _FONTS = (("STIXGeneral", 400, "normal"), ("STIXGeneralBol", 700, "normal"), ("STIXGeneralItalic", 400, "italic"))
@@ -143,7 +104,7 @@ class Page:
     ) -> Path:             # where it is
         "Write the page, atomically."
         with atomic_write(path) as temporary:
-            temporary.write_text(self.html(), encoding="utf-8", newline="\n")
+            temporary.write_text(self.html(), encoding="utf-8", errors="replace", newline="\n")
         return Path(path)
 
 # %% ../nbs/80_report.ipynb #a85435af
@@ -213,7 +174,7 @@ def _results(record: Record) -> dict[str, Any]:
     several = any(len(gains(record.rows, name)) > 1 for name, _ in table.sets)
     svg = inline_svg(gain_figure(record.rows), "gain", "Difference in PSNR of every image") if several else None
     return {"results": parts if table.rows else [], "results_heads": table.heads, "results_note": table.note,
-            "gain": svg}
+            "gain": svg, "longer": any(row.method == "plain_equal_time" for row in record.rows)}
 
 
 def score_texts(
@@ -244,20 +205,30 @@ def _seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{value:.1f} s"
 
 
-_TRAINING = {"step": ("Steps", lambda v: f"{v:.0f}"), "time_s": ("Time", _seconds), "psnr_y": ("Held-out PSNR", fixed),
-             "best_psnr_y": ("Best on the way", fixed), "best_step": ("at step", lambda v: f"{v:.0f}")}
+_TRAINING: dict[str, tuple[str, Callable[[float], str]]] = {
+    "step": ("Steps", "{:.0f}".format), "time_s": ("Time", _seconds),
+    "steps_per_s": ("Steps a second", "{:.3g}".format),
+    "psnr_y": ("Held-out PSNR", fixed), "best_psnr_y": ("Best on the way", fixed),
+    "best_step": ("at step", "{:.0f}".format),
+}
+
+
+def _number(value: Any, text: Callable[[float], str]) -> str:
+    "A number of a history as text, or a dash."
+    return text(value) if isinstance(value, (int, float)) and math.isfinite(value) else fixed(None)
 
 
 def _training(run: Run, record: Record) -> dict[str, Any]:
     "The curves, and each training in numbers."
-    history = read_history(run)
+    history, loss = read_history(run), loss_of(record)
     methods = [m for m in METHODS if any(r["method"] == m for r in history)]
-    svgs = {c: inline_svg(fig, f"curve-{c}", f"{c} against the step") for c, fig in curves(history).items()}
+    drawn = curves(history, loss=loss)  # names of columns come from a file: ids are numbers
+    svgs = [inline_svg(fig, f"curve-{i}", f"{name} against the step") for i, (name, fig) in enumerate(drawn.items())]
     past = {m: record.history[m] for m in METHODS if m in record.history}
-    keys = [k for k in _TRAINING if any(isinstance(h.get(k), (int, float)) for h in past.values())]
-    lines = [(name_of(record, m), [fixed(None) if h.get(k) is None else _TRAINING[k][1](h[k]) for k in keys])
-             for m, h in past.items()]
-    return {"curves": svgs, "curve_methods": [(m, name_of(record, m)) for m in methods],
+    keys = [k for k in _TRAINING if any(_number(h.get(k), str) != fixed(None) for h in past.values())]
+    lines = [(name_of(record, m), [_number(h.get(k), _TRAINING[k][1]) for k in keys]) for m, h in past.items()]
+    return {"curves": svgs, "curve_columns": list(drawn), "loss": loss,
+            "curve_methods": [(m, name_of(record, m)) for m in methods],
             "training": {"heads": [_TRAINING[k][0] for k in keys], "lines": lines} if keys else None}
 
 # %% ../nbs/80_report.ipynb #f4ff302a
@@ -308,14 +279,14 @@ def _affinity(run: Run, record: Record) -> dict[str, Any]:
     "The stored rows of the affinity, and how far the students' are from the teacher's."
     rows, explorer = read_affinity(run), (run.dir / "explorer.html").is_file()
     if rows is None:
-        return {"affinity": None, "explorer": explorer}
+        return {"affinity": None, "explorer": explorer, "has_taps": bool(record.resolved.get("taps"))}
     far = distance_table(rows)
     pairs = [(p, d) for p, d in zip(far.get("plain", []), far.get("distilled", []), strict=False)
              if p is not None and d is not None]
     table = [(*t.partition("=")[::2], [fixed(far[m][i], 4) for m in far]) for i, t in enumerate(rows.taps)]
     label = "Distance of the students' affinity to the teacher's against the step"
     progress = [inline_svg(fig, "progress", label) for fig in progress_view(run)]
-    return {"explorer": explorer, "affinity": {
+    return {"explorer": explorer, "has_taps": True, "affinity": {
         "progress": progress, "several": bool((record.teacher or {}).get("nets")),
         "nearer": sum(d < p for p, d in pairs) if pairs else None, "table": table if "teacher" in rows.maps else [],
         "heads": [name_of(record, m) for m in far], "queries": len(rows.queries),
@@ -337,7 +308,8 @@ def _settings(record: Record) -> list[tuple[str, str, str]]:
     for name, value in record.resolved.items():
         asked = record.given.get(name, value)
         note = "" if asked == value else f" (asked for: {_words(asked)})"
-        rows.append((name, _words(value) + note, "given" if name in record.given else "chosen"))
+        origin = record.origin.get(name, "given" if name in record.given else "chosen")
+        rows.append((name, _words(value) + note, origin))
     return rows
 
 # %% ../nbs/80_report.ipynb #bb3fae6d
@@ -375,22 +347,31 @@ _MACHINE = {"python": "Python", "platform": "System", "cpu": "Processor", "threa
 _ROLES = {"train": "training", "validate": "watching the training", "evaluate": "the scores"}
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    "A part of a record that may be missing."
+    return value if isinstance(value, Mapping) else {}
+
+
 def page_origin(
     record: Record,    # of any kind
 ) -> dict[str, Any]:   # parts of a page
     "Settings, networks, data, machine, command and files."
     e = record.environment
-    git = {"commit": None, "clean": True, **(e.get("git") or {})}  # a package or a ZIP has no commit: see `environment`
+    git = {"commit": None, "clean": True, **_mapping(e.get("git"))}  # a package or a ZIP has no commit
     resumed = "; ".join(f"{m} at {resumed_words(lines)}" for m, lines in record.sittings.items() if lines[1:])
-    versions = ", ".join(f"{k} {v}" for k, v in sorted((e.get("versions") or {}).items()) if v)
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(_mapping(e.get("versions")).items()) if v)
     machine = [(title, _words(e[key])) for key, title in _MACHINE.items() if e.get(key)]
     lines = [("Started", record.created), ("Finished", record.finished), ("Resumed", resumed), *machine,
              ("Versions", versions), ("Commit", git["commit"] or (f"none: {e['no_git']}" if e.get("no_git") else ""))]
-    files = [{**a.model_dump(), "href": quote(a.path), "size": f"{a.bytes / 1000:.1f}"} for a in record.artefacts]
+    files = [{**a.model_dump(), "href": quote(a.path.lstrip("/")), "size": f"{a.bytes / 1000:.1f}"}
+             for a in record.artefacts]
     images = [f for f in files if f["path"].startswith("snapshots/images/")]
     data = [{**d.model_dump(), "role": _ROLES[d.role]} for d in record.data]
+    curve = [d for d in record.data if d.role == "validate"]
     return {"settings": _settings(record), "networks": _networks(record), "data": data,
-            "machine": [line for line in lines if line[1]], "command": repeat_command(record), "git": git,
+            "warnings": list(dict.fromkeys(d.warning for d in record.data if d.warning)),
+            "curve_apart": bool(curve) and all(d.lr_source and not d.trained_on for d in curve),  # else nobody looked
+            "machine": [line for line in lines if line[1]], "repeat": repetition(record), "git": git,
             "digest": record.digest, "code_digest": record.code_digest,
             "files": [f for f in files if f not in images], "image_files": images}
 
@@ -406,7 +387,7 @@ def write_rows(
     path: str | Path,  # a .csv file
 ) -> Path:             # where it is
     "The scores of every image as CSV, beside the page."
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", -1, "utf-8", "replace", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow([*Row.model_fields, "counts"])
         apart = {(f.name, f.scale, image): f"no: {why}" for f in compare_sets(record.rows).values()
@@ -418,12 +399,20 @@ def write_rows(
 
 # %% ../nbs/80_report.ipynb #7393c9bb
 def figure_links(
-    run: Run,                          # with a record
-) -> list[tuple[str, list[str]]]:      # name, and the places of its PDF and PNG relative to the run
+    run: Run,                              # with a record
+) -> dict[str, tuple[str, list[str]]]:     # what it shows -> name, and where in the run's folder PDF and PNG are
     "Write the figures for papers; an evaluation has its Pareto figures already, which are linked too."
     made = write_figures(run)
-    pdfs = [*made, *sorted(set((run.dir / "figures").glob("*.pdf")) - set(made))]
-    return [(p.stem, [f"figures/{q.name}" for q in (p, p.with_suffix(".png"))]) for p in pdfs]
+    made |= {p.stem: p for p in sorted((run.dir / "figures").glob("pareto-*.pdf"))}
+    return {key: (p.stem, [quote(f"figures/{q.name}") for q in (p, p.with_suffix(".png"))]) for key, p in made.items()}
+
+
+def links_beside(
+    run: Run,                 # with a record
+) -> list[tuple[str, str]]:   # name, and the place in the run's folder
+    "The files that a reader may want besides the page: only those that are there."
+    names = ("record.json", "report.csv", "history.csv", "notebook.ipynb", "explorer.html")
+    return [(name, quote(name)) for name in names if (run.dir / name).is_file()]
 
 
 def run_page(
@@ -439,6 +428,7 @@ def run_page(
              "comparisons": compared, **_affinity(run, record), **page_origin(record)}
     parts["figures"] = figure_links(run)
     write_rows(record, run.dir / "report.csv")
+    parts["beside"] = links_beside(run)
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
 
 # %% ../nbs/80_report.ipynb #2d83afc8

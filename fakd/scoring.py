@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import torch
 
-from .benchmarks import ImageSet, image_set
+from .benchmarks import ImageSet, image_sets
 from .complexity import describe_net, latencies, peak_memory
 from .config import EvaluateConfig, find_weights
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
@@ -26,6 +26,7 @@ from .metrics import perceptual_measures
 from .pages import make_pages
 from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
+from .screening import PERCEPTION_PX, check_set, data_use
 from .weights import net_digest
 
 # %% auto #0
@@ -121,10 +122,12 @@ def prepare_evaluation(
     if not nets:
         raise FakdError(f"scales {cfg.scales}: none of the {len(paths)} weights files is for such a scale.")
     about = {name: _about(net.requires_grad_(False), str(sources[name])) for name, net in nets.items()}
-    sets = [image_set(name.strip()) for name in str(cfg.benchmarks).split("+")]
+    sets = image_sets(str(cfg.benchmarks))
     scales = sorted({net.scale for net in nets.values()})
-    data = [DataUse(name=Row.set_label(s.name, scale, scales), role="evaluate", count=len(s), digest=s.digest(scale))
-            for scale in scales for s in sets]
+    for scale in scales:
+        for images in sets:
+            check_set(images, scale, PERCEPTION_PX if cfg.backbone_files else 0, progress=True)
+    data = [data_use(s, "evaluate", scale, Row.set_label(s.name, scale, scales)) for scale in scales for s in sets]
     code = code_digest()
     whole = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}, "code": code,
@@ -132,7 +135,7 @@ def prepare_evaluation(
         "backbones": [find_path(path) for path in cfg.backbone_files],
     })
     first, *others = about
-    words = f"{Path(first).name}-and-{len(others)}" if others else Path(first).name
+    words = Path(first).name[:60] + (f"-and-{len(others)}" if others else "")  # a folder's name has its limits
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
@@ -165,7 +168,7 @@ def _keep_images(
             shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, scale)}
             shown |= {name: make(evaluation.nets[name], pair.lr_img) for name in names}
             for name, img in shown.items():
-                folder = evaluation.run.dir / "snapshots" / "images" / f"x{scale}" / f"{images.name}--{image}"
+                folder = evaluation.run.image_dir(images.name, image, scale)
                 write_image(folder / f"{quote(name, safe='')}.png", img)
 
 # %% ../nbs/64_scoring.ipynb #f50eb6aa
@@ -242,6 +245,7 @@ def finish_evaluation(
         run_id=evaluation.run.id, kind="evaluate", created=evaluation.created, finished=now(), state="finished",
         digest=evaluation.digest, given=evaluation.given,
         resolved={**evaluation.config.model_dump(), "scale": ", ".join(map(str, evaluation.scales))},
+        origin=evaluation.config.origin(),
         environment=environment(), code_digest=evaluation.code, data=evaluation.data, teacher=None,
         student={**({} if others else alone), "nets": evaluation.about, "ways": ways,
                  **({"perception": evaluation.perception} if evaluation.perception else {})},

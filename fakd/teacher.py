@@ -28,7 +28,7 @@ class Teacher:
         self,
         net: nn.Module,                  # from LR to SR images; put in evaluation mode and frozen
         taps: Sequence[int | str] = (),  # see `resolve_taps`
-        value_range: int = 255,          # of the network's images: 255 (0..255) or 1 (0..1)
+        value_range: int | None = None,  # of the network's images: 255 (0..255) or 1 (0..1); None: see `as_net`
     ):
         self.net, self.taps = as_net(net, value_range).eval().requires_grad_(False), list(taps)
 
@@ -69,6 +69,7 @@ class Ensemble(nn.Module):
             raise FakdError(f"teachers of the scales {', '.join(map(str, scales))}: they must have one scale.")
         self.nets, self.scale = nn.ModuleList(nets), scales[0]
         self.spec, self.assumptions = " + ".join(map(spec_of, nets)), list[str]()
+        self.value_range = 255
 
     def forward(self, lr_imgs: Tensor) -> Tensor:
         return torch.stack([widen(net(lr_imgs)) for net in self.nets]).mean(0)

@@ -16,33 +16,34 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from scipy import ndimage
 from torch import nn
 
-from .affinity import pixel_row
-from .benchmarks import ImageSet, image_set
+from .affinity import mean_row
+from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
-from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch, write_image
-from .degrade import imresize
+from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
 from .evaluate import NotFinite, bicubic_rows, evaluate, super_resolve
-from .foreign import Foreign, as_net, load_any, spec_of
+from .foreign import Foreign, copied, ready_net, spec_of
+from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .nets import NETS, make_net, net_spec
+from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
 from .resume import diverged, drop_checkpoints, open_run
+from .screening import screen
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
 from .weights import load_net, net_digest, read_state, save_weights
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'middles', 'prepare', 'equal_time_steps', 'fit',
-           'Fitted', 'held_out_psnr', 'score', 'query_pixels', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'prepare', 'equal_time_steps', 'fit', 'Fitted',
+           'held_out_psnr', 'score', 'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -89,6 +90,7 @@ class Setup:
         text = f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
         pairs, memory = loss_needs(self)
         text += "".join("\n" + " = ".join(f"{name} {shape}" for name, shape in pair) for pair in pairs)
+        text += "".join(f"\n{told}" for told in dict.fromkeys(use.warning for use in self.data) if told)
         return f"{text}\n{self.config.loss} needs at most {memory / 2**20:,.0f} MB beside the networks"
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +126,9 @@ def setup_tables(
         way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
         parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
     parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
-    parts.append(_table(["images", "count", "role"], [(d.name, d.count, d.role) for d in setup.data]))
+    used = [(d.name, d.count, d.role, d.lr_source) for d in setup.data]
+    parts.append(_table(["images", "count", "role", "LR images"], used))
+    parts += [f"<p><b>{html.escape(text)}</b></p>" for text in dict.fromkeys(d.warning for d in setup.data) if text]
     return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
 
 # %% ../nbs/65_train.ipynb #27444cb6
@@ -159,14 +163,8 @@ def warm_start(
     path: str,       # a weights file, perhaps of another scale
 ) -> nn.Module:      # the same network
     "Take every tensor of equal name and shape from a file: the body of another scale serves, its upsampler does not."
-    state = read_state(find_path(path))[0]
-    names = NETS[net_spec(net).split("(")[0]].rename(list(state))
-    own = net.state_dict()
-    taken = {
-        names[k]: v.to(own[names[k]].dtype)
-        for k, v in state.items()
-        if names[k] in own and own[names[k]].shape == v.shape
-    }
+    own, theirs = net.state_dict(), load_net(find_path(path)).state_dict()  # of 0..255, whatever the file is of
+    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
     if all(k.startswith(("head.", "tail.", "sub_mean.", "add_mean.")) for k in taken):
         raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
     net.load_state_dict({**own, **taken})
@@ -200,28 +198,25 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
             raise FakdError(f"student {spec_of(student)}: none of its parameters is trained. "
                             "Call its requires_grad_(True) first.")
         named["student"] = f"{MODULE}{spec_of(student)}"
-    return config.model_copy(update=named)
+    return config.with_given(**named)
 
 
-def _listed(teacher: Any) -> list[Teacher]:
+def _listed(teacher: Any, scale: int) -> list[Teacher]:
     "None, one or several teachers, each a `Teacher` or a module."
     several = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not all(isinstance(t, (Teacher, nn.Module)) for t in several):
         kinds = ", ".join(type(t).__name__ for t in several)
         raise FakdError(f"teacher: expected a Teacher, an nn.Module or a list of them, got {kinds}. "
                         "Files are named in the config.")
-    return [t if isinstance(t, Teacher) else Teacher(t) for t in several]
+    return [t if isinstance(t, Teacher) else Teacher(ready_net(t, "teacher", scale)) for t in several]
 
 
 def _find_teachers(cfg: Any, at_hand: Sequence[Teacher]) -> tuple[nn.Module, list[list[int | str]]]:
     "The network that teaches, or the ensemble, and the taps that were given with each."
     if not at_hand and cfg.teacher.startswith(MODULE):
         raise FakdError(f"teacher {cfg.teacher}: it was a Python object. Give it again: prepare(config, teacher=...).")
-    found = at_hand or [Teacher(load_any(find_path(text))) for text in split_teachers(cfg.teacher)]
-    for t in found:
-        if t.net.scale != cfg.scale:
-            raise FakdError(f"teacher {spec_of(t.net)} is for scale {t.net.scale}, the run for scale {cfg.scale}.")
-    nets = [t.net for t in found]
+    found = at_hand or [Teacher(open_net(find_path(text))) for text in split_teachers(cfg.teacher)]
+    nets = [ready_net(t.net, "teacher", cfg.scale) for t in found]
     return nets[0] if len(nets) == 1 else Ensemble(nets), [t.taps for t in found]
 
 # %% ../nbs/65_train.ipynb #88579149
@@ -254,22 +249,24 @@ def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_
     places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
     return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
-# %% ../nbs/65_train.ipynb #92ab462f
-def middles(
-    images: Sequence[ImagePair],  # of any size
-    side: int,                    # in LR pixels
-) -> list[ImagePair]:
-    "The middle of each image, at most `side` LR pixels wide and high: enough for a curve."
-    small = []
-    for pair in images:
-        s = pair.scale
-        (y, h), (x, w) = (((n - min(n, side)) // 2, min(n, side)) for n in pair.lr_img.shape[:2])
-        small.append(
-            ImagePair(
-                pair.name, pair.hr_img[s * y : s * (y + h), s * x : s * (x + w)], pair.lr_img[y : y + h, x : x + w]
-            )
-        )
-    return small
+# %% ../nbs/65_train.ipynb #65aef708
+def _able(student: nn.Module, cfg: Any) -> nn.Module:
+    "A student that can be trained at the run's scale; one of a class that fakd does not know is tried on two patches."
+    role = "network" if isinstance(cfg, TeacherConfig) else "student"
+    student, side = ready_net(student, role, cfg.scale), cfg.patch_px
+    if type(student) in NETS.values():
+        return student
+    net, sr_imgs = copied(student).train(), torch.zeros(0)
+    try:
+        sr_imgs = net(torch.full((2, 3, side, side), 127.0, device=next(net.parameters()).device))
+        sr_imgs.mean().backward()
+    except Exception as fault:  # whatever a module of somebody else raises
+        why = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise FakdError(f"{role} {spec_of(net)}: it cannot be trained on patches of {side}x{side} ({why}).") from fault
+    if sr_imgs.shape != (2, 3, cfg.scale * side, cfg.scale * side):
+        raise FakdError(f"{role} {spec_of(net)}: in training it makes {tuple(sr_imgs.shape)} "
+                        f"of (2, 3, {side}, {side}).")
+    return student
 
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
@@ -280,23 +277,25 @@ def prepare(
     "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
     set_threads()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
-    own_student = copy.deepcopy(as_net(student)) if student is not None else None  # teachers, frozen now, may share it
-    teachers = _listed(teacher)
+    # copied, since teachers, frozen now, may share it
+    own_student = copied(ready_net(student, "student", config.scale)) if student is not None else None
+    teachers = _listed(teacher, config.scale)
     cfg: Any = _at_hand(config, teachers, own_student).resolve()
     train, held_out = image_set(cfg.data), image_set("sample-eval")
-    sets = [image_set(name.strip()) for name in cfg.benchmarks.split("+")]
+    sets = image_sets(cfg.benchmarks)
     images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
     Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
-    roles: list[tuple[Any, ImageSet]] = [("train", train), ("validate", held_out), *(("evaluate", s) for s in sets)]
-    data = [DataUse(name=s.name, role=role, count=len(s), digest=s.digest(cfg.scale)) for role, s in roles]
+    scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
+    data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
     setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
     setup.student = own_student
-    fresh = setup.new_student()
+    fresh = _able(setup.new_student(), cfg)
     if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
         cfg = setup.config
+        _looked_at(setup)  # refuses an image that is not there
     _check_loss(setup, fresh)
     setup.origin = {
         "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
@@ -466,50 +465,27 @@ def score(
     every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
     setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
     shown = {method: net for method, net in nets.items() if method != "plain_equal_time"}  # asked for its numbers only
-    _keep_images(setup, shown)
+    keep_images(setup.run, setup.sets, cfg.scale, shown, cfg.device)
     if setup.taps:
         _keep_affinity(setup, shown)
     return setup.rows
 
-# %% ../nbs/65_train.ipynb #8e1d1ac8
-def _keep_images(setup: Setup, nets: dict[str, Any]) -> None:
-    "Whole images of the first sample set, which may be passed on; benchmark images are not kept."
-    for images in [s for s in setup.sets if s.layout == "sample"][:1]:
-        for pair in images.pairs(setup.config.scale):
-            folder = setup.run.dir / "snapshots/images" / f"{images.name}--{pair.name}"
-            shown = {"lr": pair.lr_img, "hr": pair.hr_img, "bicubic": imresize(pair.lr_img, setup.config.scale)}
-            shown |= {method: super_resolve(net, pair.lr_img, setup.config.device) for method, net in nets.items()}
-            for name, img in shown.items():
-                write_image(folder / f"{name}.png", img)
-
-# %% ../nbs/65_train.ipynb #6857da27
-def query_pixels(
-    lr_img: np.ndarray,      # uint8, (h, w, 3)
-    count: int = 3,          # one a vertical band
-) -> list[tuple[int, int]]:  # y, x
-    "Places worth asking about: the strongest edge of each vertical band, away from the border."
-    grey = lr_img.astype(np.float64).mean(2)
-    detail = ndimage.gaussian_filter(ndimage.gaussian_gradient_magnitude(grey, 1.0), 1.0)
-    detail[:4], detail[-4:], detail[:, :4], detail[:, -4:] = 0, 0, 0, 0
-    edges = np.linspace(0, grey.shape[1], count + 1).astype(int)
-    places = [np.unravel_index(np.argmax(detail[:, a:b]), (grey.shape[0], b - a)) for a, b in itertools.pairwise(edges)]
-    return [(int(y), int(x + a)) for (y, x), a in zip(places, edges[:-1], strict=True)]
-
 # %% ../nbs/65_train.ipynb #e78fc71f
 def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    "The held-out LR image whose affinity a run keeps, and query pixels in it."
-    lr_img = middles(setup.held_out[:1], 96)[0].lr_img
+    "The middle of the LR image whose affinity a run keeps, and query pixels in it."
+    cfg = setup.config
+    lr_img = middles([affinity_pair(cfg.affinity_image, setup.sets, setup.held_out, cfg.scale)], 96)[0].lr_img
     return lr_img, query_pixels(lr_img)
 
 
 def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
-    "The watcher of the affinity, where the run compares taps with those of one teacher."
+    "The watcher of the affinity, where the run compares taps with a teacher's."
     teachers = members(setup.teacher)
-    if len(teachers) != 1 or not setup.taps or method == "plain_equal_time":
+    if not teachers or not setup.taps or method == "plain_equal_time":
         return []
     lr_img, queries = _looked_at(setup)
     path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
-    return [Snapshots(path, lr_img, queries[0], teachers[0], [(ours, theirs) for ours, theirs in setup.taps])]
+    return [Snapshots(path, lr_img, queries[0], teachers, setup.taps)]
 
 
 def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
@@ -519,13 +495,14 @@ def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
     for method, net in nets.items():
         looks = list(enumerate(members(net), 1)) if method == "teacher" else [(0, net)]
-        rows = []  # of several teachers: their mean
+        found = []  # the maps of each; several teachers are shown as their mean
         for side, one in looks:
             with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
                 one(to_batch([lr_img], next(one.parameters()).device))
-                rows.append([torch.cat([pixel_row(maps, q, lr_img.shape[:2]) for q in queries]) for maps in taps.maps])
-        for i, of_tap in enumerate(zip(*rows, strict=True)):
-            arrays[f"{method}/{i}"] = torch.stack(of_tap).mean(0).half().cpu().numpy()
+                found.append(taps.maps)
+        for i, maps in enumerate(zip(*found, strict=True)):
+            rows = [mean_row(maps, q, lr_img.shape[:2]) for q in queries]
+            arrays[f"{method}/{i}"] = torch.cat(rows).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
@@ -549,6 +526,7 @@ def finish(
         digest=setup.digest,
         given=setup.given,
         resolved=cfg.model_dump(),
+        origin=cfg.origin(),
         environment=environment(),
         code_digest=setup.code,
         data=setup.data,

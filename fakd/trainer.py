@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .affinity import affinity_l1, pixel_row
+from .affinity import affinity_distance, mean_row
 from .checkpoint import before, load_run, random_states, refuse_changes, save_checkpoint, set_random_states, sitting
 from .config import learn_rate_at
 from .core import PRECISIONS, FakdError, atomic_write, digest, to_batch
@@ -469,16 +469,18 @@ class Snapshots:
 
     def __init__(
         self,
-        path: Path,                      # an .npz file, rewritten at every moment
-        lr_img: np.ndarray,              # uint8, (h, w, 3), not one that is trained on
-        query: tuple[int, int],          # y, x in the image: the row that is kept
-        teacher: nn.Module,              # looked at once
-        taps: Sequence[tuple[str, str]], # student tap, teacher tap
+        path: Path,                       # an .npz file, rewritten at every moment
+        lr_img: np.ndarray,               # uint8, (h, w, 3), not one that is trained on
+        query: tuple[int, int],           # y, x in the image: the row that is kept
+        teachers: Sequence[nn.Module],    # looked at once; of several, the mean of their affinities
+        taps: Sequence[tuple[str, ...]],  # student tap, and the tap of each teacher
     ):
         self.path, self.query, self.taps = path, query, list(taps)
         self.lr_imgs = to_batch([lr_img])
-        self.teacher = self._maps(teacher, [t for _, t in taps])
+        looks = [self._maps(net, [pair[i] for pair in taps]) for i, net in enumerate(teachers, 1)]
+        self.teachers = list(zip(*looks, strict=True))  # a tap: the maps of each
         self.seen: list[tuple[int, list[float], list[np.ndarray]]] = []  # step, distances, rows
+        self.compared: list[int] = []  # a tap: over how many rows the distance is taken
 
     def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
         where, was = next(net.parameters()), net.training
@@ -488,33 +490,43 @@ class Snapshots:
         net.train(was)
         return found
 
-    def _row(self, maps: Tensor) -> np.ndarray:
-        return pixel_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()
+    def _row(self, *maps: Tensor) -> np.ndarray:
+        return mean_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()
 
     def on_start(self, t: Trainer) -> None:
         "What the sitting before this one kept, up to the step from which it goes on."
         if t.step and self.path.is_file():
             kept = read_arrays(self.path, "file of snapshots")
+            lr_img = self.lr_imgs[0].permute(1, 2, 0).numpy().astype(np.uint8)
             seal = kept.pop("sha256", None)
             if seal is None or str(seal) != digest(kept):
                 raise FakdError(f"{self.path}: damaged, its checksum does not hold. Without this file the run can go "
                                 "on; what was seen before is lost then.")
             rows = zip(*(kept[f"rows/{i}"] for i in range(len(self.taps))), strict=True)
             lines = zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True)
-            self.seen = [line for line in lines if line[0] <= t.step]
+            if np.array_equal(kept.get("image", lr_img), lr_img):  # rows of another image do not continue these
+                self.seen = [line for line in lines if line[0] <= t.step]
 
     def on_step(self, t: Trainer) -> None:
         if t.step in moments(t.config.steps):
-            pairs = zip(self._maps(t.net, [s for s, _ in self.taps]), self.teacher, strict=True)
-            looks = [(float(affinity_l1(s, w.to(s.device))), self._row(s)) for s, w in pairs]
-            self.seen.append((t.step, [far for far, _ in looks], [row for _, row in looks]))
+            pairs = list(zip(self._maps(t.net, [s for s, *_ in self.taps]), self.teachers, strict=True))
+            far = [_distance(s, [w.to(s.device) for w in wanted]) for s, wanted in pairs]
+            self.compared = [rows for _, rows in far]
+            self.seen.append((t.step, [mean for mean, _ in far], [self._row(s) for s, _ in pairs]))
             self._save()
 
     def _save(self) -> None:
         steps, distances, rows = zip(*self.seen, strict=True)
         arrays: dict[str, Any] = {f"rows/{i}": np.stack(r) for i, r in enumerate(zip(*rows, strict=True))}
-        arrays |= {f"teacher/{i}": self._row(maps) for i, maps in enumerate(self.teacher)}
-        arrays |= {"taps": np.array([f"{t}={s}" for s, t in self.taps]), "query": np.array(self.query)}
-        arrays |= {"steps": np.array(steps), "distances": np.array(distances)}
+        arrays |= {f"teacher/{i}": self._row(*maps) for i, maps in enumerate(self.teachers)}
+        arrays |= {"taps": np.array([f"{' + '.join(t)}={s}" for s, *t in self.taps]), "query": np.array(self.query)}
+        arrays |= {"steps": np.array(steps), "distances": np.array(distances), "compared": np.array(self.compared)}
+        arrays |= {"image": self.lr_imgs[0].permute(1, 2, 0).numpy().astype(np.uint8)}
         with atomic_write(self.path) as temporary:
             np.savez_compressed(temporary, sha256=np.array(digest(arrays)), **arrays)
+
+# %% ../nbs/60_trainer.ipynb #600e93d8
+def _distance(maps: Tensor, wanted: Sequence[Tensor]) -> tuple[float, int]:
+    "Between affinities of one size, and the rows it is taken over; NaN where the sizes differ."
+    alike = all(w.shape[2:] == maps.shape[2:] for w in wanted)
+    return affinity_distance(maps, wanted) if alike else (math.nan, 0)

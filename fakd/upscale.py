@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -202,7 +203,8 @@ def fit_tile(
     def need_mb(tile: int) -> float:
         rows, columns = min(tile, h), min(tile, w)
         bands = 3 * 4 * rows * w * c * scale**2  # one in work, the rest of the last, the copy to be rounded
-        return 16 + (img.nbytes * scale**2 + bands + each * rows * columns) / 2**20
+        spread = (c % 2 == 0) * 16 * h * w  # before the result is made: where each pixel's nearest visible one is
+        return 16 + max(img.nbytes * scale**2 + bands + each * rows * columns, spread) / 2**20
 
     sides = [tile for tile in range(3 * OVERLAP, max(h, w, 3 * OVERLAP) + 8, 8) if need_mb(tile) <= limit]
     if not sides:
@@ -238,6 +240,19 @@ def _by_kind(
 
     return run
 
+# %% ../nbs/52_upscale.ipynb #f2e9996b
+def _spread_colours(
+    pixels: np.ndarray,  # (h, w, c), the last channel alpha
+) -> np.ndarray:         # the same with other colours under alpha 0
+    "Give each invisible pixel the colours of the nearest visible one."
+    hidden = pixels[:, :, -1] == 0
+    if not hidden.any() or hidden.all():
+        return pixels
+    y, x = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    spread = pixels.copy()
+    spread[hidden, :-1] = pixels[y[hidden], x[hidden], :-1]
+    return spread
+
 # %% ../nbs/52_upscale.ipynb #49be757d
 @contextmanager
 def _resting(net: Net) -> Iterator[None]:
@@ -265,6 +280,7 @@ def upscale(
             f"upscale: expected uint8 or uint16 of shape (h, w) or (h, w, 1 to 4), got {img.dtype} {img.shape}."
         )
     (h, w, channels), top = pixels.shape, np.iinfo(img.dtype).max
+    pixels = _spread_colours(pixels) if channels in (2, 4) else pixels
     missing = [(0, max(0, LEAST - n)) for n in (h, w)]
     pixels = np.require(np.pad(pixels, [*missing, (0, 0)], mode="edge"), requirements=["C", "W"])
     with _resting(net), torch.inference_mode():

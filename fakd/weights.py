@@ -5,6 +5,7 @@
 # %% ../nbs/36_weights.ipynb #4971d9a2
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,11 @@ from .blocks import SCALES
 from .core import FakdError, Spec, atomic_write, digest, parse_spec
 from .files import parse_json, read_tensors
 from .nets import NETS, count_weights, make_net, net_spec, parse_net
+from .value_range import Finding, try_views
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'read_state', 'guess_net', 'MisfitError', 'fit_state', 'load_weights', 'load_net', 'save_weights',
-           'net_digest']
+__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'load_weights', 'load_net',
+           'save_weights', 'net_digest']
 
 # %% ../nbs/36_weights.ipynb #0e6d6583
 # the first that is there is opened
@@ -74,6 +76,10 @@ def read_state(
         raise FakdError(f"{path}: {endless[0]}{more} holds values that are not finite (NaN or infinite).")
     return state, {**metadata, **notes}
 
+# %% ../nbs/36_weights.ipynb #bfa1ab9f
+class UnknownNetError(FakdError):
+    "Weights of a network that is none of fakd's."
+
 # %% ../nbs/36_weights.ipynb #a4910044
 def guess_net(
     state: Mapping[str, Tensor],  # names of any known origin
@@ -89,7 +95,7 @@ def guess_net(
             lacking.append(f"{name} needs {fault.args[0]}")
         except (ZeroDivisionError, IndexError, ValueError):  # an empty or flat tensor where a kernel should be
             lacking.append(f"{name} needs other shapes")
-    raise FakdError(
+    raise UnknownNetError(
         f"no network of {', '.join(NETS)} has these names ({', '.join(list(state)[:4])}, ...): {'; '.join(lacking)}."
     )
 
@@ -200,6 +206,64 @@ def _note(net: nn.Module, lines: list[str], source: str) -> nn.Module:
     net.assumptions = lines  # type: ignore[assignment]
     return net
 
+# %% ../nbs/36_weights.ipynb #be0714d4
+def _shift_range(net: Any) -> int | None:
+    "The range that the stored mean shifts are of; None: they are zero, or tell neither."
+    shifts = (net.sub_mean.bias / net.sub_mean.weight.flatten(1).diagonal(), net.add_mean.bias)
+    told = {1 if 0.05 < (size := shift.abs().max().item()) < 1.5 else 255 if 15 < size < 400 else 0 for shift in shifts}
+    return told.pop() or None if len(told) == 1 else None
+
+
+def _reading(net: Any, value_range: int, mean: bool, stored: bool) -> Any:
+    "A filled network of 0..255, as if its file were of this range, with or without mean; a copy."
+    net, gain = copy.deepcopy(net), 255 / value_range
+    with torch.no_grad():
+        for shift in (net.sub_mean, net.add_mean):
+            shift.bias *= mean * (gain if stored else 1)  # the constant that was put in is of 255
+        net.head[0].weight /= gain
+        for tensor in net.tail[1].parameters():
+            tensor *= gain
+    return net
+
+# %% ../nbs/36_weights.ipynb #3b82834a
+def _choose_reading(readings: Mapping[tuple[int, bool], Any], source: str) -> tuple[tuple[int, bool] | None, str]:
+    "The value range and mean that are right, None: nothing tells; and how that was found."
+    ways, net = list(readings), next(iter(readings.values()))
+    with torch.no_grad():
+        found = try_views(readings, net.scale, net.head[0].weight) if ways[1:] else Finding(ways[0], ways, {})
+    words = {way: f"as 0..{way[0]} {'with' if way[1] else 'without'} mean" for way in ways}
+    told = ", ".join(f"{db:.1f} dB {words[way]}" for way, db in found.psnr.items())
+    if found.alike or not found.tied:
+        return None, told
+    if found.best is None and len({value_range for value_range, _ in found.tied}) > 1:
+        raise FakdError(f"{source}: the value range that it was trained with cannot be told ({told}). "
+                        "Give value_range=1 or value_range=255.")
+    return found.best or found.tied[0], f"found by probing ({told})" if told else "as given"
+
+
+def _settle(net: Any, state: Mapping[str, Tensor], source: str, given: int | None) -> list[str]:
+    "Turn a filled network into one of 0..255, whatever range its file is of; what was found or assumed."
+    if given not in (None, 1, 255):
+        raise FakdError(f"value_range {given}: choose 1 for images of 0..1 or 255 for 0..255.")
+    stored = any(name in _MEANS for name in type(net).rename(list(state)).values())
+    constant = any(name.startswith("conv_first.") for name in state)  # BasicSR
+    told = _shift_range(net) if stored else None
+    if told and given not in (None, told):
+        raise FakdError(f"{source}: value_range={given} was given, but its mean shift is that of {told}.")
+    ways = [(255, True), (1, True)] if stored or constant else [(255, True), (255, False), (1, False)]
+    ways = [way for way in ways if (told or given) in (None, way[0])]
+    best, how = _choose_reading({way: _reading(net, *way, stored) for way in ways}, source)
+    usual = best in (None, (255, True))
+    if usual and (constant or told):
+        return []
+    if best is None:
+        return [f"value_range=255: assumed, since no reading clearly gives a picture ({how})"]
+    net.load_state_dict(_reading(net, *best, stored).state_dict())
+    if told:
+        return ["value_range=1: told by its mean shift; turned into a network of 0..255"]
+    mean = "" if stored or constant else ", with the mean of DIV2K" if best[1] else ", without mean"
+    return [f"value_range={best[0]}{mean}: {how}"]
+
 # %% ../nbs/36_weights.ipynb #d79a88b2
 def _told(metadata: Mapping[str, str]) -> tuple[str, int, dict[str, Any]] | None:
     "Network, scale and sizes as `save_weights` noted them, if it wrote the file."
@@ -222,22 +286,27 @@ def _check_size(spec: str, scale: int, state: Mapping[str, Tensor]) -> None:
 def load_weights(
     net: nn.Module,    # an instance of a class in NETS
     path: str | Path,  # a weights file of a known origin
-) -> nn.Module:        # the same network, filled
+    value_range: int | None = None,  # of the images it was trained with, 1 or 255; None: as the file or probing tells
+) -> nn.Module:        # the same network, filled; it takes 0..255
     "Fill a network from a file; strict."
     state, metadata = read_state(path)
-    fitted = fit_state(net, _recognised(state), str(path))
-    _, _, sizes = _told(metadata) or ("", 0, {})
+    state = _recognised(state)
+    fitted = fit_state(net, state, str(path))
+    known = _told(metadata)
+    _, _, sizes = known or ("", 0, {})
     for size in getattr(net, "ASSUMED", ()):  # tensors of any res_scale fit; the note in the file must fit too
         if sizes.get(size, net.sizes[size]) != net.sizes[size]:  # type: ignore[index]
             raise FakdError(f"{path} is {metadata['spec']}, the network has {size}={net.sizes[size]}.")  # type: ignore[index]
     net.load_state_dict(fitted)
-    return _note(net, list(_assumed(net, metadata, net.sizes, guessed=False)), str(path))  # type: ignore[arg-type]
+    lines = [] if known else _settle(net, state, str(path), value_range)
+    return _note(net, [*_assumed(net, metadata, net.sizes, guessed=False), *lines], str(path))  # type: ignore[arg-type]
 
 # %% ../nbs/36_weights.ipynb #320f9b88
 def load_net(
-    path: str | Path,  # a weights file; its sizes and scale are inferred
-    **sizes: Any,      # what the file cannot tell or tells wrongly, such as res_scale=0.1
-) -> nn.Module:        # on the CPU, fp32, eval mode, with a list `assumptions`
+    path: str | Path,                # a weights file; its sizes and scale are inferred
+    value_range: int | None = None,  # of the images it was trained with, 1 or 255; None: as the file or probing tells
+    **sizes: Any,                    # what the file cannot tell or tells wrongly, such as res_scale=0.1
+) -> nn.Module:                      # of 0..255, on the CPU, fp32, eval mode, with a list `assumptions`
     "A ready network from a file alone: sizes as given, else from fakd's metadata, else from the shapes."
     state, metadata = read_state(path)
     try:
@@ -248,9 +317,12 @@ def load_net(
         _check_size(spec, scale, state)
         net = make_net(spec, scale)
     except FakdError as fault:
-        raise FakdError(f"{path}: {fault}") from None
+        raise (UnknownNetError if isinstance(fault, UnknownNetError) else FakdError)(f"{path}: {fault}") from None
+    if known and value_range == 1:
+        raise FakdError(f"{path}: value_range=1 was given, but fakd wrote this file, of 0..255.")
     net.load_state_dict({k: v.float() for k, v in fit_state(net, state, str(path)).items()})
-    return _note(net.eval(), list(_assumed(net, metadata, sizes, guessed=known is None)), str(path))
+    lines = [] if known else _settle(net, state, str(path), value_range)
+    return _note(net.eval(), [*_assumed(net, metadata, sizes, guessed=known is None), *lines], str(path))
 
 # %% ../nbs/36_weights.ipynb #238d9f25
 def save_weights(

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from fakd.core import write_image
-from fakd.record import Artefact, Record, Row, Run, artefacts, environment, summarise, write_record
+from fakd.record import METHODS, Artefact, Record, Row, Run, artefacts, environment, summarise, write_record
 
 SETS = {
     "sample-eval": ["astronaut", "chelsea", "coffee", "motorcycle_left", "rocket"],
@@ -43,14 +43,14 @@ def _versions(hr_img: np.ndarray, gain: float) -> dict[str, np.ndarray]:
     size = (hr_img.shape[1], hr_img.shape[0])
     small = Image.fromarray(hr_img).resize((size[0] // 4, size[1] // 4), Image.Resampling.BICUBIC)
     up = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(float)
-    blend = {"bicubic": 0.0, "teacher": 0.5, "plain": 0.3, "distilled": 0.3 + gain}
+    blend = {"bicubic": 0.0, "teacher": 0.5, "plain": 0.3, "plain_equal_time": 0.34, "distilled": 0.3 + gain}
     mixed = {m: np.clip(up + b * (hr_img - up) + 0.5, 0, 255).astype(np.uint8) for m, b in blend.items()}
     return {"lr": np.asarray(small), **mixed, "hr": hr_img}
 
 
 def _rows(methods: list[str], gain: float) -> list[Row]:
     "PSNR and SSIM a method and image, the distilled student about `gain` dB above the plain one."
-    base, rows = {"bicubic": 0.0, "teacher": 1.4, "plain": 0.9, "distilled": 0.9 + gain}, []
+    base, rows = {"bicubic": 0.0, "teacher": 1.4, "plain": 0.9, "plain_equal_time": 1.0, "distilled": 0.9 + gain}, []
     for method in methods:
         for name, images in SETS.items():
             for i, image in enumerate(images):
@@ -67,9 +67,9 @@ def _history(path: Path, methods: list[str], steps: int = 600) -> None:
         out = csv.writer(file)
         out.writerow(["method", "step", "time_s", "learn_rate", "loss", "DS", "TS", "SA", "psnr_y"])
         for method in methods:
-            for step in range(5, steps + 1, 5):
+            for step in range(5, (748 if method == "plain_equal_time" else steps) + 1, 5):
                 ds = 6 + 24 * math.exp(-step / 40) + abs(noise.normal(0, 0.8))
-                terms = [ds, "", ""] if method == "plain" else [ds / 2, 0.42 * ds, 0.6 + 2 * math.exp(-step / 90)]
+                terms = [ds, "", ""] if method != "distilled" else [ds / 2, 0.42 * ds, 0.6 + 2 * math.exp(-step / 90)]
                 gain = 0.12 * (method == "distilled")
                 psnr = 27.4 + gain - 6 * math.exp(-step / 60) if step % 50 == 0 else ""
                 rate = 0.0002 * (1 + math.cos(math.pi * step / steps))
@@ -93,10 +93,24 @@ def _affinity(path: Path, methods: list[str]) -> None:
     np.savez(path, **stored)
 
 
+def _progress(folder: Path, methods: list[str]) -> None:
+    "Distances of the affinity that fall while training goes on."
+    steps = np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 600])
+    for method, speed in (("plain", 0.05), ("distilled", 0.12)):
+        if method in methods and "teacher" in methods:
+            far = 0.4 / (1 + speed * np.log(steps))[:, None] * np.array([1.0, 0.8, 0.6])
+            maps = {f"rows/{i}": np.zeros((len(steps), 6, 8), np.float16) for i in range(len(TAPS))}
+            maps |= {f"teacher/{i}": np.ones((6, 8), np.float16) for i in range(len(TAPS))}
+            np.savez(folder / f"progress-{method}.npz", steps=steps, distances=far, taps=np.array(TAPS),
+                     query=np.array([2, 3]), image=np.zeros((6, 8, 3), np.uint8),
+                     compared=np.full(len(TAPS), 48), **maps)
+
+
 def _pictures(run: Run, methods: list[str], gain: float) -> None:
     "History, affinity and two images."
-    _history(run.dir / "history.csv", [m for m in methods if m in ("plain", "distilled")])
+    _history(run.dir / "history.csv", [m for m in methods if m in ("plain", "plain_equal_time", "distilled")])
     _affinity(run.dir / "snapshots" / "affinity.npz", methods)
+    _progress(run.dir / "snapshots", methods)
     for name in ("chelsea", "coffee"):
         for method, img in _versions(getattr(skimage.data, name)()[:296, :448], max(gain, 0)).items():
             if method in (*methods, "lr", "hr"):
@@ -107,18 +121,19 @@ def make_run_fixture(
     folder: str | Path,       # folder of runs; the run gets a folder in it
     gain: float = 0.12,       # dB of the distilled over the plain student
     compare: bool = True,     # with the plain student
+    longer: bool = False,     # and with the one that was trained for the same time
     teacher: bool = True,     # with a teacher
     pictures: bool = True,    # with images, affinity and history
     **changes: Any,           # fields of the record to replace
 ) -> Run:
     "A finished run that looks like one of the main job."
     run = Run.create("distill-x4-rcan-ds-ts-sa-s0-1f3c9a2e", Path(folder))
-    absent = {m for m, wanted in (("plain", compare), ("teacher", teacher)) if not wanted}
-    methods = [m for m in ("bicubic", "teacher", "plain", "distilled") if m not in absent]
+    wanted = {"plain": compare, "plain_equal_time": compare and longer, "teacher": teacher}
+    methods = [m for m in METHODS if wanted.get(m, True)]
     if pictures:
         _pictures(run, methods, gain)
     rows = _rows(methods, gain)
-    times = {"plain": 121.4, "distilled": 151.4}
+    times = {"plain": (600, 121.4), "plain_equal_time": (748, 150.9), "distilled": (600, 151.4)}
     data = [("sample", "train", 14), ("sample-eval", "validate", 5), *((name, "evaluate", 5) for name in SETS)]
     record: dict[str, Any] = dict(
         run_id=run.id, kind="distill", created="2026-01-02T03:04:05+00:00", finished="2026-01-02T03:09:05+00:00",
@@ -127,7 +142,8 @@ def make_run_fixture(
         environment={**environment(), "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "clean": True}},
         data=[{"name": n, "role": role, "count": count, "digest": "ab" * 32} for n, role, count in data],
         teacher=TEACHER if teacher else None, student=STUDENT, rows=rows, summary=summarise(rows),
-        history={m: {"step": 600, "time_s": t, "psnr_y": 27.4} for m, t in times.items() if m in methods},
+        history={m: {"step": steps, "time_s": t, "steps_per_s": steps / t, "psnr_y": 27.4}
+                 for m, (steps, t) in times.items() if m in methods},
         artefacts=[*artefacts(run), Artefact(path="weights/distilled.safetensors", bytes=760_412, sha256="5a" * 32)],
     )
     write_record(run, Record(**{**record, **changes}))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -29,7 +30,11 @@ from queue import SimpleQueue
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("fakd", "nbs", "tests", "data", "settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "Makefile",
           "environment.yml", "CITATION.cff", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
-TIMEOUT = 1800  # seconds for the tests of one mutant; one that hangs is noticed
+TIMEOUT = 1800  # seconds for one test; one that hangs is noticed
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "FAKD_THREADS": "1", "MPLBACKEND": "Agg"}
+# imported once, not for each mutant
+PRELOADED = ["torch", "torch.optim.swa_utils", "torch.utils._python_dispatch", "seaborn", "scipy.stats", "skimage.data",
+             "pydantic", "pytest", "hypothesis", "anywidget", "pooch", "nbformat", "jinja2", "tifffile", "png"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Mutant:
     what: str                            # the fault, in words
     file: str                            # in fakd/
     edits: tuple[tuple[str, str], ...]   # text before and after
-    tests: tuple[str, ...]               # `test_losses` or `48_losses`, fastest first
+    tests: tuple[str, ...]               # `test_losses::test_x`, `test_losses` or `48_losses`, fastest first
 
     def faults(self) -> list[str]:
         "Why it cannot be applied."
@@ -48,7 +53,7 @@ class Mutant:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         found = [f"{self.id}: stands {text.count(before)} times in fakd/{self.file}, not once: {before.strip()}"
                  for before, _ in self.edits if text.count(before) != 1]
-        found += [f"{self.id}: there is no {place(test)}" for test in self.tests if not (ROOT / place(test)).is_file()]
+        found += [f"{self.id}: there is no {place(test)}" for test in self.tests if not _is_there(test)]
         if not found and path.suffix == ".py":
             try:
                 compile(self.applied(text), self.file, "exec", dont_inherit=True)
@@ -64,10 +69,17 @@ class Mutant:
 
 
 def place(
-    test: str,  # `test_losses` or `48_losses`
+    test: str,  # `test_losses::test_x`, `test_losses` or `48_losses`
 ) -> str:
-    "The file of a test."
-    return f"tests/{test}.py" if test.startswith("test_") else f"nbs/{test}.ipynb"
+    "What pytest or nbdev_test is given."
+    file, colons, function = test.partition("::")
+    return f"tests/{file}.py{colons}{function}" if file.startswith("test_") else f"nbs/{file}.ipynb"
+
+
+def _is_there(test: str) -> bool:
+    "Whether there is such a file, with such a function."
+    file, _, function = place(test).partition("::")
+    return (ROOT / file).is_file() and f"def {function}" in (ROOT / file).read_text(encoding="utf-8")
 
 
 def read_mutants() -> list[Mutant]:
@@ -112,20 +124,43 @@ def broken(copy: Path, mutant: Mutant) -> Iterator[None]:
             path.write_text(text, encoding="utf-8")
 
 
+def _pytest(copy: Path, test: str, log: Path) -> None:
+    "Run a test in the copy; this process has the large packages already, but nothing of fakd."
+    import pytest
+
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)  # for processes that the tests start
+    sys.path.insert(0, str(copy))
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(pytest.main(["-qx", "-p", "no:cacheprovider", "--tb=line", place(test)]))
+
+
+def _nbdev(copy: Path, test: str, log: Path) -> None:
+    "Run a notebook of the copy."
+    command = [str(Path(sys.executable).parent / "nbdev_test"), "--n_workers", "0", "--path", place(test)]
+    env = os.environ | {"PYTHONPATH": str(copy)}
+    with open(log, "w", encoding="utf-8") as file:
+        sys.exit(subprocess.run(command, cwd=copy, env=env, stdout=file, stderr=file).returncode)
+
+
 def noticed(copy: Path, tests: Sequence[str]) -> str:
     "The first test that fails in the copy, or nothing."
-    env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-                        "FAKD_THREADS": "1"}
-    for test in tests:  # a process each: the fastest shall not wait until the slow ones are collected
-        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "--tb=line", place(test)]
-        if test[0].isdigit():
-            command = [str(Path(sys.executable).parent / "nbdev_test"), "--n_workers", "0", "--path", place(test)]
-        try:
-            run = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
+    os.environ.update(ENVIRONMENT)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(PRELOADED)
+    for test in tests:
+        log = copy.parent / "log"
+        run = processes.Process(target=_nbdev if test[0].isdigit() else _pytest, args=(copy, test, log))
+        run.start()
+        run.join(TIMEOUT)
+        if run.exitcode is None:
+            run.kill()
             return f"{place(test)} hangs"
-        if run.returncode:
-            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if run.exitcode:
+            lines = log.read_text(encoding="utf-8").splitlines()
+            failed = [line for line in lines if line.startswith(("FAILED", "ERROR tests"))]
             return failed[0].split(" - ")[0].partition(" ")[2] if failed else place(test)
     return ""
 
@@ -143,12 +178,11 @@ def trial(mutant: Mutant, copies: SimpleQueue[Path]) -> tuple[str, float]:
 def survivors(mutants: Sequence[Mutant], jobs: int) -> list[Mutant]:
     "Those that no test notices; each is told as it is found."
     left = []
-    with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as place, ThreadPoolExecutor(jobs) as pool:
+    with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for k in range(jobs):
-            folder = Path(place) / str(k)
-            folder.mkdir()
-            copies.put(copy_project(folder))
+            (Path(folder) / str(k)).mkdir()
+            copies.put(copy_project(Path(folder) / str(k)))
         pending = {pool.submit(trial, mutant, copies): mutant for mutant in mutants}
         for number, done in enumerate(as_completed(pending), 1):
             mutant, (test, seconds) = pending[done], done.result()
@@ -161,8 +195,8 @@ def healthy(mutants: Sequence[Mutant]) -> bool:
     "Whether the tests pass without any fault; else a failure would say nothing."
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     print(f"without a fault: {', '.join(tests)}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as place:
-        test = noticed(copy_project(Path(place)), tests)
+    with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as folder:
+        test = noticed(copy_project(Path(folder)), tests)
     if test:
         print(f"{test} fails without any fault: mend that first")
     return not test

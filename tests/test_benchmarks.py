@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import fakd.benchmarks
-from fakd.benchmarks import SETS, found_benchmarks, image_set
+from fakd.benchmarks import SETS, found_benchmarks, image_set, image_sets, lr_source
+from fakd.config import DistillConfig, EvaluateConfig
 from fakd.core import FakdError, write_image
 from fakd.degrade import degrade, modcrop
 
@@ -25,7 +26,7 @@ def data(tmp_path, monkeypatch):
     "An empty data folder; nothing else is searched."
     monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("FAKD_DATA", os.pathsep.join([str(tmp_path / "nowhere"), str(tmp_path / "data")]))
-    monkeypatch.setattr(fakd.benchmarks, "root", lambda: tmp_path / "project")
+    monkeypatch.setattr(fakd.benchmarks, "places", lambda path: [tmp_path / "project" / path])
     return tmp_path / "data"
 
 
@@ -194,3 +195,131 @@ def test_the_real_sets_are_complete_and_apart(data, monkeypatch):
     train, test = (image_set(name) for name in ("BSDS400", "B100"))
     names = [{pair.name for pair in images.pairs(8)} for images in (train, test)]
     assert not names[0] & names[1] and "302003" not in names[0]
+
+
+def test_two_folders_of_one_name_are_two_sets(data, tmp_path):
+    for folder, seed in (("A/HR", 0), ("B/HR", 1), ("a/hr", 2), ("A/x/HR", 3)):
+        write_image(tmp_path / folder / "0001.png", picture(seed))
+    joined = f"{tmp_path}/A/HR+{tmp_path}/B/HR"
+    assert [s.name for s in image_sets(joined)] == ["A-HR", "B-HR"]
+    three = image_sets([tmp_path / "A/HR", tmp_path / "A/x/HR", "sample"])
+    assert [images.name for images in three] == ["A-HR", "x-HR", "sample"]
+    both = image_set(joined)
+    assert [pair.name for pair in both.pairs(4)] == ["A-HR/0001", "B-HR/0001"]
+    with pytest.raises(FakdError, match="would have one name .capitals do not count."):
+        image_sets([tmp_path / "A/HR", tmp_path / "a/hr"])
+    for twice in (f"{tmp_path}/A/HR+{tmp_path}/A/../A/HR", "sample+sample"):
+        with pytest.raises(FakdError, match="is given twice"):
+            image_sets(twice)
+
+
+def test_a_folder_called_like_a_known_set_beside_it_gets_a_name_of_its_own(data, tmp_path):
+    fill_edsr(data / "Set5", NAMES5)
+    write_image(tmp_path / "mine" / "Set5" / "a.png", picture(0))
+    assert [s.name for s in image_sets(["Set5", tmp_path / "mine" / "Set5"])] == ["Set5", "mine-Set5"]
+
+
+def test_images_of_one_stem_are_told_apart(data, tmp_path):
+    for k, name in enumerate(("a.png", "a.bmp", "b.png")):
+        write_image(tmp_path / "set" / name, picture(k))
+    pairs = image_set(tmp_path / "set").pairs(4)
+    assert {p.name: p.hr_img[0, 0, 0] for p in pairs} == {
+        "a.png": picture(0)[0, 0, 0], "a.bmp": picture(1)[0, 0, 0], "b": picture(2)[0, 0, 0]}
+    write_image(tmp_path / "set" / "B.png", picture(3))
+    with pytest.raises(FakdError, match="B.png and .*b.png would have one name .capitals do not count."):
+        image_set(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14", "DIV2K", "BSDS400", "Urban100", "sample", "sample-eval"])
+@pytest.mark.parametrize("layout", ["folder", "edsr"])
+def test_a_known_name_given_by_a_path_is_the_folder_that_it_is(data, tmp_path, name, layout):
+    "Also where no set of that name is installed."
+    where = tmp_path / "own" / name / ("HR" if layout == "edsr" else "")
+    for k in range(2):
+        write_image(where / f"i{k}.png", picture(k))
+    images = image_set(tmp_path / "own" / name)
+    assert [p.name for p in images.pairs(4)] == ["i0", "i1"] and images.name.startswith(name)
+    np.testing.assert_array_equal(images.pairs(4)[1].hr_img, modcrop(picture(1), 4))
+
+
+OWN = ["x4/i", "X4/ix4", "LR/X4/i_x4", "LR/x4/ix4", "LR_unknown/X4/i", "LR_unknown/x4/i_x4", "LR_bicubic/x4/ix4",
+       "LR_bicubic/X4/i", "lr_bicubic_x4/i", "LRbicx4/i", "LR/i", "LR/4/i", "lr/I-X4"]
+
+
+@pytest.mark.parametrize("place", OWN)
+@pytest.mark.parametrize("given", ["", "HR"])
+def test_own_lr_images_are_used_wherever_they_lie(data, tmp_path, place, given):
+    marked = 255 - degrade(picture(0), 4)
+    write_image(tmp_path / "own" / "HR" / "i.png", picture(0))
+    write_image(tmp_path / "own" / f"{place}.png", marked)
+    images = image_set(tmp_path / "own" / given)
+    np.testing.assert_array_equal(images.pairs(4)[0].lr_img, marked)
+    assert lr_source(images, 4) == f"own, of {Path(place).parent}"
+    if place != "LR/i":
+        assert lr_source(images, 2) == "made from HR by MATLAB's bicubic"
+        np.testing.assert_array_equal(images.pairs(2)[0].lr_img, degrade(picture(0), 2))
+
+
+def test_own_lr_images_below_a_flat_folder_and_beside_div2k(data, tmp_path):
+    marked = 255 - degrade(picture(0), 4)
+    write_image(tmp_path / "flat" / "i.png", picture(0))
+    write_image(tmp_path / "flat" / "X4" / "ix4.png", marked)
+    base = tmp_path / "DIV2K"
+    for split, img in (("train", marked), ("valid", 255 - marked)):
+        write_image(base / f"DIV2K_{split}_HR" / "0001.png", picture(0))
+        write_image(base / f"DIV2K_{split}_LR_unknown" / "X4" / "0001x4.png", img)
+    for given in (tmp_path / "flat", base, base / "DIV2K_train_HR"):
+        np.testing.assert_array_equal(image_set(given).pairs(4)[0].lr_img, marked)
+
+
+@pytest.mark.parametrize("files,said", [
+    (["LR_a/X4/i", "LR_b/X4/i"], "several folders hold LR images for x4: LR_a/X4, LR_b/X4"),
+    (["X4/i", "X4/ix4"], "i.png has several LR files: i.png, ix4.png"),
+    (["LR_bicubic/X4/other"], "no LR file for i.png: expected ix4.png. Found: other.png"),
+])
+def test_lr_images_that_can_be_read_in_two_ways_or_in_none_are_refused(data, tmp_path, files, said):
+    write_image(tmp_path / "own" / "HR" / "i.png", picture(0))
+    for file in files:
+        write_image(tmp_path / "own" / f"{file}.png", degrade(picture(0), 4))
+    with pytest.raises(FakdError, match=said):
+        image_set(tmp_path / "own").pairs(4)
+
+
+def test_a_plus_in_a_path_is_part_of_it_where_the_folder_exists(data, tmp_path):
+    for k, name in enumerate(("a+b", "a", "c+d+e")):
+        write_image(tmp_path / name / "i.png", picture(k))
+    assert [s.name for s in image_sets(f"{tmp_path}/a+b")] == ["a+b"]
+    assert [s.name for s in image_sets(f"sample+{tmp_path}/c+d+e+{tmp_path}/a")] == ["sample", "c+d+e", "a"]
+    with pytest.raises(FakdError, match="unknown set or folder"):
+        image_sets(f"{tmp_path}/a+x")
+
+
+@pytest.mark.parametrize("config", [DistillConfig, EvaluateConfig])
+def test_sets_are_given_as_text_path_or_list(tmp_path, config):
+    for given in ("sample+Set5", ["sample", "Set5"], ("sample", Path("Set5"))):
+        assert config(benchmarks=given).benchmarks == "sample+Set5"
+    assert config(benchmarks=tmp_path).benchmarks == str(tmp_path)
+    assert DistillConfig(data=tmp_path / "x").data == str(tmp_path / "x")
+    with pytest.raises(FakdError, match="benchmarks 3"):
+        config(benchmarks=3)
+
+
+@pytest.mark.parametrize("name", [b"a\xff", b"a\nb", b"a\x1b[31m"])
+def test_names_that_cannot_be_shown_are_refused_before_any_work(data, tmp_path, name):
+    for folder in (os.fsencode(tmp_path) + b"/set/" + name, os.fsencode(tmp_path) + b"/" + name):
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+    Image.fromarray(picture(0)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/set/" + name + b".png"))
+    with pytest.raises(FakdError, match="valid UTF-8|cannot be shown"):
+        image_set(tmp_path / "set")
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    write_image(folder / "i.png", picture(0))
+    with pytest.raises(FakdError, match="valid UTF-8|cannot be shown"):
+        image_set(folder)
+
+
+def test_odd_names_are_taken_as_they_are(data, tmp_path):
+    names = ["a--b", "$x$", "it's", 'say "so"', "a+b", "ünï", "x" * 240, "a b", "100%", "<b>"]
+    for k, name in enumerate(names):
+        write_image(tmp_path / "--set" / f"{name}.png", picture(k))
+    assert sorted(p.name for p in image_set(tmp_path / "--set").pairs(4)) == sorted(names)

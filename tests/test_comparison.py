@@ -27,7 +27,7 @@ from fakd.record import Row, gains, summarise, write_record
 from fakd.taps import Taps
 from fakd.teacher import Teacher
 from fakd.train import fit, prepare, score
-from fakd.trainer import Saver, Trainer, restore, train_step
+from fakd.trainer import Diverged, History, Saver, Trainer, restore, train_step
 from fakd.weights import load_net, save_weights
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
@@ -303,10 +303,10 @@ def test_a_teacher_with_dropout_and_batch_norm_teaches_in_evaluation_mode_and_st
 # One step: clipping and the scaler of half precision, with plain gradient descent, whose way is rate times gradient
 
 
-def stepped(run, clip_norm=0.0, scaler=None, poison=False, learn_rate=1.0):
+def stepped(run, clip_norm=0.0, scaler=None, poison=False, learn_rate=1.0, accumulate=1):
     "A trainer after one step of gradient descent, and the way that its student went."
     config = run.config.model_copy(update={"clip_norm": clip_norm, "ema": 0.0, "learn_rate": learn_rate,
-                                           "schedule": "constant"})
+                                           "schedule": "constant", "accumulate": accumulate})
     t = Trainer(make_net(STUDENT, 2, seed=SEED), DistillLoss("DS"), Patches(run.images, 2, 12, SEED), config)
     weights = [p for p in t.student.parameters() if p.requires_grad]
     t.optimiser, t.scaler = torch.optim.SGD(weights, lr=1.0), scaler or t.scaler
@@ -376,3 +376,88 @@ def test_the_time_of_a_training_is_that_of_its_steps_without_looking(run, monkey
     t = Trainer(make_net(STUDENT, 2, seed=SEED), Slow("DS"), Patches(run.images, 2, 12, SEED), short, watchers=[Look()])
     t.fit()
     assert t.time_s == 4 * 3.0
+
+
+def test_a_line_of_history_is_the_mean_of_the_steps_since_the_line_before(run):
+    seen = []
+
+    class Kept(DistillLoss):
+        def forward(self, *args, **more):
+            total, terms = super().forward(*args, **more)
+            seen.append(total.item())
+            return total, terms
+
+    config = run.config.model_copy(update={"steps": 600})  # a line every third step
+    t = Trainer(make_net(STUDENT, 2, seed=SEED), Kept("DS"), Patches(run.images, 2, 12, SEED), config,
+                watchers=[History(lambda net: 0.0)])
+    t.fit(6)
+    assert [line["step"] for line in t.history] == [3, 6]
+    assert [line["loss"] for line in t.history] == pytest.approx([np.mean(seen[:3]), np.mean(seen[3:])])
+
+
+def test_a_batch_in_parts_moves_the_student_as_the_whole_batch(run):
+    whole = stepped(run)[1]
+    parts = stepped(run, accumulate=2)[1]
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
+# A stop in between
+
+
+class Forgetful(nn.Module):
+    "A student whose dropout draws from the global generator, and whose map a teacher looks at through an adapter."
+
+    scale = 2
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, lr_imgs):
+        maps = self.conv(lr_imgs / 255)
+        return 255 * F.pixel_shuffle(self.tail(F.dropout(maps, 0.3, self.training)), 2)
+
+
+def forgetful(run, kept):
+    config = run.config.model_copy(update={"clip_norm": 0.0, "learn_rate": 1e-2})
+    loss = DistillLoss("DS+FitNet", {"conv": (8, 12, 12)}, {"group0": (16, 12, 12)}, seed=SEED)
+    return Trainer(Forgetful(), loss, Patches(run.images, 2, 12, SEED), config, Teacher(kept["teacher"], ["group0"]),
+                   ["conv"])
+
+
+def everything(t):
+    "Last and averaged weights, adapters, and what Adam remembers."
+    memory = {f"{k}.{n}": v for k, one in t.optimiser.state_dict()["state"].items() for n, v in one.items()}
+    return {part: {n: v.clone() for n, v in state.items()} for part, state in (
+        ("student", t.student.state_dict()), ("average", t.net.state_dict()), ("adapters", t.loss.state_dict()),
+        ("Adam", memory))}
+
+
+def test_every_part_of_a_training_goes_on_bit_for_bit(run, kept, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        whole = forgetful(run, kept)
+        whole.fit(6)
+        torch.manual_seed(1)
+        first = forgetful(run, kept)
+        first.fit(3)
+        Saver(tmp_path / "x.pt").on_end(first)
+        torch.manual_seed(2)
+        second = forgetful(run, kept)
+        restore(second, tmp_path / "x.pt")
+        second.fit(6)
+    wanted, found = everything(whole), everything(second)
+    assert wanted["adapters"] and wanted["Adam"]
+    for part, state in wanted.items():
+        assert state.keys() == found[part].keys()
+        assert all(torch.equal(value, found[part][name]) for name, value in state.items()), part
+
+
+def test_weights_that_the_last_update_made_infinite_are_no_result(run):
+    t, _ = stepped(run)
+    t.step, weights = 0, [p for p in t.student.parameters() if p.requires_grad]
+    weights[0].register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(Diverged, match="step 1: weights are not finite"):
+        t.fit(1)

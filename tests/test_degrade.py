@@ -122,6 +122,15 @@ def test_a_folder_is_degraded_once_and_made_again_where_hr_is_newer(tmp_path):
     assert sorted(p.name for p in (tmp_path / "LR" / "X2").iterdir()) == ["ax2.png", "bx2.png", "cx2.png"]
 
 
+@pytest.mark.parametrize("other", ["a.jpg", "A.png"])
+def test_two_images_of_one_name_do_not_become_one(tmp_path, other):
+    for name in ("a.png", other):
+        write_image(tmp_path / "HR" / name, np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(FakdError, match="several images are called a;"):
+        degrade_folder(tmp_path / "HR", tmp_path / "LR", (2,), progress=False)
+    assert not (tmp_path / "LR").exists()
+
+
 def test_the_edge_rule_and_the_float_path_follow_the_formula():
     img = np.random.default_rng(1).integers(256, size=(24, 21), dtype=np.uint8)
     padded = np.pad(img.astype(float), 24, mode="edge")

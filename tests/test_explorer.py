@@ -1,18 +1,35 @@
 "The explorer without a browser: what is sent, what a page holds, and the networks of a run."
+import base64
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
+from PIL import Image
 
 from fakd.affinity import affinity_row
+from fakd.affinity_views import progress_view, read_affinity, read_progress
 from fakd.core import FakdError, write_image
-from fakd.explorer import SHIPPED, ExploreConfig, explore, explore_run, middle_pair, open_explorer, save_explorer
+from fakd.explorer import (
+    SHIPPED,
+    TOPS,
+    ExploreConfig,
+    _receive,
+    explore,
+    explore_run,
+    middle_pair,
+    open_explorer,
+    save_explorer,
+    still_picture,
+)
 from fakd.nets import make_net
 from fakd.record import Run
 from fakd.report import run_page
@@ -77,13 +94,13 @@ def test_an_image_of_ones_own_replaces_the_first_and_a_broken_one_does_not(tmp_p
     write_image(tmp_path / "mine.png", skimage.data.chelsea()[:40, :50])
     said: list[str] = []
     w.observe(lambda change: said.append(change["new"]), "status")
-    w._receive(w, {"kind": "image", "name": "mine.png"}, [memoryview((tmp_path / "mine.png").read_bytes())])
+    _receive(w, {"kind": "image", "name": "mine.png"}, [memoryview((tmp_path / "mine.png").read_bytes())])
     assert said[0] == "mine.png: computing its features in Teacher\u2026"
     assert said[-1] == "mine.png: the middle 50 \u00d7 40 of its 50 \u00d7 40 pixels, 25 \u00d7 20 positions."
     assert w._info["size"] == [20, 25] and w.query2 is None and w.queries == []
-    w._receive(w, {"kind": "image", "name": "notes.txt"}, [memoryview(b"no image")])
+    _receive(w, {"kind": "image", "name": "notes.txt"}, [memoryview(b"no image")])
     assert w.status.startswith("notes.txt: not a readable image") and w._info["size"] == [20, 25]
-    w._receive(w, {"kind": "image", "name": "dot.png"}, [memoryview(_tiny(tmp_path))])
+    _receive(w, {"kind": "image", "name": "dot.png"}, [memoryview(_tiny(tmp_path))])
     assert "dot.png: 4 x 4 is too small" in w.status
 
 
@@ -120,7 +137,21 @@ def test_every_run_leaves_an_explorer_that_its_report_links(runs: tuple[Run, Run
         assert [len(nets) for nets in page["taps"].values()] == [count] * len(page["taps"])
         assert 'href="explorer.html"' in run_page(run).read_text()
     assert page["state"]["query"] in np.load(run.dir / "snapshots" / "affinity.npz")["queries"].tolist()
+    past = page["state"]["_info"]["past"]  # the training can be stepped through
+    kept = np.load(run.dir / "snapshots" / "progress-distilled.npz")
+    assert (past["steps"], past["query"]) == ([1, 2], kept["query"].tolist())
+    teacher_net, plain, distilled = page["taps"][list(page["taps"])[0]]
+    place = page["state"]["_info"]["taps"].index(list(page["taps"])[0])
+    assert "past" not in teacher_net and plain["steps"] == distilled["steps"] == [1, 2]
+    sent = np.frombuffer(base64.b64decode(distilled["past"]), "<f2").reshape(kept[f"rows/{place}"].shape)
+    assert np.array_equal(sent, kept[f"rows/{place}"])
     w = explore_run(run.dir)
+    w.step = 2
+    assert w.query == tuple(past["query"])
+    w.query = (0, 0)
+    assert w.step is None  # other queries were not followed
+    with pytest.raises(FakdError, match="kept are 1, 2"):
+        w.step = 7
     kept = np.load(run.dir / "snapshots" / "affinity.npz")
     y, x = kept["queries"][1]
     for method in ("teacher", "plain", "distilled"):  # what is shown is what the run kept
@@ -140,6 +171,124 @@ def test_a_teacher_that_is_gone_or_changed_is_said_to_be_missing(runs: tuple[Run
         assert "has other weights now" in explore_run(run.dir).status
     finally:
         weights.write_bytes(content)
+
+
+def edited(run: Run, folder: Path, **record: object) -> Run:
+    "A copy of a run whose record says something else."
+    without = shutil.ignore_patterns("explorer.html")
+    copy = Run(Path(shutil.copytree(run.dir, folder / "copy", ignore=without, dirs_exist_ok=True)))
+    text = json.loads((copy.dir / "record.json").read_text())
+    (copy.dir / "record.json").write_text(json.dumps({**text, **record}))
+    return copy
+
+
+def test_save_explorer_says_why_it_made_nothing(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    run = runs[1]
+    own = edited(run, tmp_path / "own", student={**run.record.student, "network": "mine.Net"}, teacher=None)
+    assert "a module of your own" in save_explorer(own)
+    bare = edited(run, tmp_path / "bare", teacher=None)
+    shutil.rmtree(bare.dir / "weights")
+    assert "holds no weights" in save_explorer(bare)
+    broken = edited(run, tmp_path / "broken", teacher=None)
+    for path in (broken.dir / "weights").iterdir():
+        path.write_bytes(b"<html>")
+    assert str(save_explorer(broken)).startswith("none. ") and "plain network is missing" in save_explorer(broken)
+    about = {**run.record.student, "network": "foreign"}
+    gone = {**run.record.student, "source": str(tmp_path / "gone.safetensors")}
+    evaluation = edited(run, tmp_path / "evaluation", student={"nets": {"a": about, "b": gone}}, kind="evaluate")
+    said = save_explorer(evaluation)
+    assert "a (it names no taps); b (" in said and "gone.safetensors is not there" in said
+    for failed in (own, bare, broken, evaluation):
+        assert not (failed.dir / "explorer.html").exists()
+
+
+def test_without_snapshots_it_is_said_why(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    teacher, run = runs
+    assert "this is the run of a teacher, which has none of its own" in progress_view(teacher).why
+    assert progress_view(run).why == ""
+    assert len(progress_view(run)[0].axes) == len(read_progress(run)["plain"].taps)
+    lone = edited(run, tmp_path, teacher=None)
+    shutil.rmtree(lone.dir / "snapshots")
+    assert "has no teacher to compare with" in progress_view(lone)._repr_html_()
+
+
+def test_of_several_teachers_the_one_that_is_shown_is_named(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    teacher, run = runs
+    about = run.record.teacher
+    two = edited(run, tmp_path, teacher={"nets": {"teacher1": about, "teacher2": about}})
+    page = check_page(save_explorer(two))
+    assert "Of 2 teachers the first" in page["state"]["status"] and about["source"] in page["state"]["status"]
+
+
+@pytest.mark.parametrize("name", ["affinity", "progress-distilled"])
+def test_hostile_snapshots_are_refused_in_words(runs: tuple[Run, Run], tmp_path: Path, name: str) -> None:
+    run = edited(runs[1], tmp_path)
+    path = run.dir / "snapshots" / f"{name}.npz"
+    good, content = dict(np.load(path)), path.read_bytes()
+
+    def refused(why: str = "") -> None:
+        with pytest.raises(FakdError, match=why):
+            read_affinity(run) if name == "affinity" else read_progress(run)
+
+    for junk in (b"", b"PK\x03\x04", content[:-40], content[:200] + b"\0" * 50 + content[250:], b"<html></html>"):
+        path.write_bytes(junk)
+        refused("not a readable")
+    for key in good:
+        if key == "sha256" or (key in ("teacher/0", "plain/0", "distilled/0") and name == "affinity"):
+            continue  # a method that was not kept; the trainer's seal
+        np.savez(path, **{k: v for k, v in good.items() if k != key})
+        refused("has no array")
+        np.savez(path, **{**good, key: np.array([{}], dtype=object)})
+        refused("not a readable")
+        np.savez(path, **{**good, key: np.zeros((0, 3))})
+        refused()
+    rows = next(key for key in good if key.endswith("/0"))
+    np.savez(path, **{**good, rows: np.full_like(good[rows], np.nan)})
+    refused("not finite")
+    query = "queries" if name == "affinity" else "query"
+    np.savez(path, **{**good, query: good[query] + 10_000})
+    refused("quer")
+    with zipfile.ZipFile(path, "w") as archive:  # an array that says it has 16 TB
+        file = io.BytesIO()
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**41,)})
+        archive.writestr("taps.npy", file.getvalue())
+    refused("declares")
+    assert "declares" in save_explorer(run)  # the end of a run survives it
+
+
+def test_names_that_collide_stay_apart(tmp_path: Path) -> None:
+    teacher, student = nets()
+    w = explore(teacher, {"Teacher": student, "x": student}, skimage.data.coffee(), side=16)
+    sent = w.exhibit.unit_bytes("last")
+    assert [net["key"] for net in sent] == ["teacher", "Teacher", "x"] and w._info["teacher"] == "teacher"
+    assert len({net["name"] for net in sent}) == 3
+    with pytest.raises(FakdError, match="that name is the image's"):
+        explore(teacher, {"lr": student}, skimage.data.coffee(), side=16)
+
+
+def test_the_scales_hold_what_the_maps_need() -> None:
+    w = open_explorer(ExploreConfig())
+    for tap, (below, top) in w._info["scales"].items():
+        place = w.exhibit.features.tap(tap)
+        grid = [(int((y + 0.5) * 64 / 5), int((x + 0.5) * 64 / 5)) for y in range(5) for x in range(5)]
+        rows = {name: np.stack([affinity_row(maps[place], *at)[0].numpy() for at in grid])
+                for name, maps in w.exhibit.features.maps.items()}
+        gaps = np.stack([np.abs(rows[name] - rows["teacher"]) for name in ("plain", "distilled")])
+        assert below == (min(float(row.min()) for row in rows.values()) < -0.05)
+        assert (gaps <= top).mean() >= 0.99
+        assert top == TOPS[0] or (gaps <= TOPS[TOPS.index(top) - 1]).mean() < 0.99
+
+
+def test_a_cell_keeps_a_picture_of_what_the_view_shows() -> None:
+    w = open_explorer(ExploreConfig(tap="group0", query=[5, 6]))
+    first = still_picture(w.exhibit, "group0", [(5, 6), None])
+    image = Image.open(io.BytesIO(first))
+    assert image.info["Software"] == "fakd explorer" and image.size[0] > 600
+    assert b"fakd explorer" in first[:600]  # where the live view looks for it
+    one, two = (Image.open(io.BytesIO(still_picture(w.exhibit, tap, points))).size
+                for tap, points in (("last", [(5, 6)]), ("last", [(5, 6), (7, 8)])))
+    assert two[1] > one[1]  # a line a query
+    assert still_picture(w.exhibit, "last", [(5, 6)]) != first
 
 
 def test_the_notebook_opens_the_shipped_networks_and_any_run(runs: tuple[Run, Run]) -> None:
@@ -170,4 +319,4 @@ def test_no_other_module_needs_anywidget() -> None:
 
 def test_the_script_is_small_and_stands_alone() -> None:
     lines = (ROOT / "fakd" / "static" / "explorer.js").read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 700 and not [line for line in lines if re.match(r"\s*import\b", line)]
+    assert len(lines) < 900 and not [line for line in lines if re.match(r"\s*import\b", line)]

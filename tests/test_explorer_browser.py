@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -29,8 +30,10 @@ from nbformat.v4 import new_code_cell
 from PIL import Image
 
 from fakd.affinity import affinity_row
+from fakd.affinity_views import AffinityProgress
 from fakd.core import write_image
-from fakd.explorer import ExploreConfig, Explorer, open_explorer
+from fakd.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer
+from fakd.nets import make_net
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
@@ -112,12 +115,15 @@ class Widget:
         assert all(map(len, steps)), "a colour that is not of the map"
         return steps, found["low"], found["high"]
 
-    def value(self, number: int, query: tuple[int, int], y: int, x: int, difference: bool = False) -> float:
-        "The same computed in Python."
+    def row(self, number: int, query: tuple[int, int]) -> np.ndarray:
+        "The row of a network, computed in Python."
         features = self.same.exhibit.features
         maps = [m[features.tap(str(self.root.get_attribute("data-tap")))] for m in features.maps.values()]
-        own, teacher = (float(affinity_row(m, *query)[0, y, x]) for m in (maps[number], maps[0]))
-        return own - teacher if difference else own
+        return affinity_row(maps[number], *query)[0].double().numpy()
+
+    def value(self, number: int, query: tuple[int, int], y: int, x: int, difference: bool = False) -> float:
+        "One value of it, or of its difference to the teacher's."
+        return float(self.row(number, query)[y, x] - (self.row(0, query)[y, x] if difference else 0))
 
     def check(self, seed: int, count: int = 10, difference: bool = False) -> None:
         "The query is like itself, and random positions have the value that Python computes, to 1/255 of the scale."
@@ -132,7 +138,7 @@ class Widget:
             assert set(found[0]) & ({127, 128} if delta else {255})  # like itself: the scale's end, or its middle
 
     def choose(self, label: str, value: str) -> None:
-        self.root.locator(f".fx-choice:has-text('{label}') select").select_option(value)
+        self.root.locator(f".fx-choice:has(> span:text-is('{label}')) select").select_option(value)
         self.settle()
 
     def press(self, *keys: str) -> None:
@@ -270,6 +276,13 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     w.press("d", "2", "0", "d", "2", "0")  # JupyterLab's own shortcuts, such as d d, do not hear them
     assert page.locator(".jp-Cell").count() == cells
 
+    page.evaluate("""() => { window.ran = [];
+        window.jupyterapp.commands.commandExecuted.connect((_, what) => window.ran.push(what.id)); }""")
+    w.press("Control+s", "Control+Shift+c")  # a shortcut with a modifier is JupyterLab's
+    page.wait_for_function("() => window.ran.includes('docmanager:save')")
+    page.keyboard.press("Escape")
+    w.root.locator(".fx-image canvas").focus()
+
     # another tap: the kernel sends its features
     w.choose("Tap", "group0")
     w.wait(tap="group0")
@@ -298,11 +311,7 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     w.check(seed=5, count=3)
 
     # an image of one's own
-    dropped = page.evaluate_handle("""text => { const data = new DataTransfer();
-        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
-        data.items.add(new File([bytes], 'mine.png', {type: 'image/png'})); return data; }""",
-        base64.b64encode(mine.read_bytes()).decode())
-    w.root.dispatch_event("drop", {"dataTransfer": dropped})
+    w.root.dispatch_event("drop", {"dataTransfer": dropped(page, mine.read_bytes(), "mine.png", "image/png")})
     page.wait_for_function("() => document.querySelector('.fx-status').textContent.includes('60 \u00d7 40 positions')")
     w.settle()
     w.same.look_at(mine, "mine.png")
@@ -328,6 +337,7 @@ def static_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Explorer
 
 def open_static(browser: Any, static_page: tuple[str, Explorer], **how: Any) -> tuple[Widget, Watch]:
     page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **how})
+    page.set_default_timeout(20_000)
     watch = Watch(page)
     page.goto(static_page[0])
     return Widget(page, static_page[1]), watch
@@ -347,9 +357,9 @@ def test_the_page_works_without_a_kernel(browser: Any, static_page: tuple[str, E
     for name in ("cividis", "magma", "gray"):
         w.choose("Colours", name)
         w.check(seed=7, count=3)
-    w.choose("Scale to", "0.5")
+    w.choose("Affinity scale", "0.5")
     assert w.pixels(0, [[0, 0]])[2] == 0.5
-    w.choose("Scale to", "")
+    w.choose("Affinity scale", "")
 
     # a second pixel: a second line of maps, and their affinity in words
     w.root.get_by_role("button", name="Second pixel").click()
@@ -366,11 +376,239 @@ def test_the_page_works_without_a_kernel(browser: Any, static_page: tuple[str, E
     picture = np.asarray(Image.open(io.BytesIO(w.save("Save PNG"))).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # an image and six maps, not an empty canvas
 
-    with w.page.expect_file_chooser() as chooser:
-        w.root.get_by_role("button", name="Own image").click()
-    chooser.value.set_files(mine)
+    # nothing is offered that needs a kernel, and an image that is dropped all the same is answered
+    assert not w.root.get_by_role("button", name="Own image").is_visible()
+    w.root.dispatch_event("drop", {"dataTransfer": dropped(w.page, mine.read_bytes(), "mine.png", "image/png")})
     w.settle()
-    assert "This page has no kernel" in w.root.locator(".fx-status").text_content()
+    assert "No kernel listens here" in w.root.locator(".fx-status").text_content()
+    watch.check()
+    w.page.close()
+
+
+def test_one_scale_of_differences_can_be_kept_over_taps_and_queries(
+    browser: Any, static_page: tuple[str, Explorer],
+) -> None:
+    w, watch = open_static(browser, static_page)
+    w.choose("Show", "difference")
+    ends = {}
+    for tap in ("head", "group1"):
+        w.choose("Tap", tap)
+        w.wait(tap=tap)
+        ends[tap] = w.pixels(1, [[0, 0]])[2]
+        assert ends[tap] == w.same._info["scales"][tap][1]
+    assert ends["head"] != ends["group1"]  # what a tap needs differs, so colours mean another number
+    w.choose("Δ scale", "0.3")
+    for tap, query in (("head", (9, 9)), ("group1", (40, 20))):
+        w.choose("Tap", tap)
+        w.wait(tap=tap)
+        w.click(*query)
+        assert w.pixels(1, [[0, 0]])[1:] == (-0.3, 0.3) and w.pixels(0, [[0, 0]])[2] == 1  # the teacher's is its own
+        w.check(seed=3, difference=True)
+    assert "\u2265 0.3" in w.root.locator(".fx-legend").text_content()  # what lies beyond is said
+    w.choose("Show", "similarity")
+    assert w.pixels(1, [[0, 0]])[2] == 1
+    watch.check()
+    w.page.close()
+
+
+def test_numbers_that_differ_in_kind_are_named_apart(browser: Any, static_page: tuple[str, Explorer]) -> None:
+    w, watch = open_static(browser, static_page)
+    teacher, own = w.row(0, w.query), w.row(1, w.query)
+    far = np.abs(own - teacher).mean()
+    notes = w.root.locator(".fx-map .fx-note").all_text_contents()
+    assert notes[0] == f"mean affinity {teacher.mean():.2f}".replace("-0.00", "0.00").replace("-", "\u2212")
+    assert notes[1] == f"mean affinity {own.mean():.2f}, mean |\u0394| {far:.3f}".replace("-", "\u2212")
+    w.choose("Show", "difference")
+    notes = w.root.locator(".fx-map .fx-note").all_text_contents()
+    assert notes[0].startswith("mean affinity") and notes[1] == f"mean |\u0394| {far:.3f}"
+    label = w.root.locator(".fx-map canvas").nth(1).get_attribute("aria-label")
+    assert label.startswith("Not distilled, \u0394: affinity less the teacher's, of every position")
+    watch.check()
+    w.page.close()
+
+
+STATE = "({query: explorer.get('query'), tap: explorer.get('tap'), mode: explorer.get('mode'), "\
+        "shown: explorer.get('shown'), view: explorer.get('view'), top: explorer.get('difference_max')})"
+
+
+def test_the_address_keeps_the_view(browser: Any, static_page: tuple[str, Explorer]) -> None:
+    w, watch = open_static(browser, static_page)
+    w.choose("Tap", "head")
+    w.wait(tap="head")
+    w.choose("Show", "difference")
+    w.choose("Δ scale", "0.2")
+    w.choose("Image", "teacher")
+    w.click(12, 50)
+    w.press("+")
+    state = w.page.evaluate(STATE)
+    w.page.wait_for_function("() => location.hash.includes('query=12,50')")
+    address = w.page.url
+    w.page.reload()
+    again = Widget(w.page, static_page[1])
+    again.wait(query="12,50", tap="head")
+    assert w.page.evaluate(STATE) == {**state, "view": pytest.approx(state["view"], abs=1e-4)}
+    other, other_watch = open_static(browser, (address, static_page[1]))  # shared with another reader
+    other.wait(query="12,50", tap="head")
+    other.page.evaluate("() => { location.hash = '#query=3,4&query2=5,6' }")  # the reader changes it
+    other.wait(query="3,4", tap="group1")
+    assert other.page.evaluate("explorer.get('query2')") == [5, 6]
+    for one in (watch, other_watch):
+        one.check()
+    w.page.close()
+    other.page.close()
+
+
+HOSTILE = ["query=99,3", "query=-1,0", "query=1.5,2", "query=1e300,NaN", "query=1,2,3", "query=", "query2=64,64",
+           "queries=" + ";".join(["1,1"] * 1001), "queries=1,1;99,99", "tap=__proto__", "tap=<img src=x onerror=a()>",
+           "mode=constructor", "colour=difference", "colour=toString", "scale_max=0", "scale_max=Infinity",
+           "difference_max=-1", "view=0,0,0", "view=1e9,0.5,0.5", "view=2,NaN,0.5", "shown=javascript:a()",
+           "step=5", "_info=1", "status=hello", "__proto__=1", "%E0%A4%A", "&&==&=", "query=3,4%00"]
+
+
+def test_a_hostile_address_changes_nothing(browser: Any, static_page: tuple[str, Explorer]) -> None:
+    w, watch = open_static(browser, static_page)
+    start = w.page.evaluate("JSON.stringify(explorer.start)")
+    for address in HOSTILE:
+        w.page.evaluate("address => { location.hash = address }", address)
+        w.settle()
+        now = "JSON.stringify({...explorer.state, _data: undefined})"
+        assert w.page.evaluate(now) == start, address
+    w.page.goto("about:blank")
+    w.page.goto(f"{static_page[0]}#{'&'.join(HOSTILE)}&tap=head")  # what is right beside them holds
+    Widget(w.page, static_page[1]).wait(tap="head")
+    watch.check()
+    w.page.close()
+
+
+def dropped(page: Any, content: bytes, name: str, kind: str) -> Any:
+    "A file as it is dropped."
+    return page.evaluate_handle("""([text, name, type]) => { const data = new DataTransfer();
+        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+        data.items.add(new File([bytes], name, {type})); return data; }""",
+        [base64.b64encode(content).decode(), name, kind])
+
+
+def test_saved_queries_are_loaded_and_others_refused(
+    browser: Any, static_page: tuple[str, Explorer], tmp_path: Path,
+) -> None:
+    w, watch = open_static(browser, static_page)
+    w.choose("Tap", "head")
+    w.wait(tap="head")
+    w.click(7, 8)
+    w.root.get_by_role("button", name="Keep").click()
+    w.click(50, 20)
+    w.press("Enter")
+    saved = w.save("Save queries")
+    w.page.reload()
+    w = Widget(w.page, static_page[1])
+    w.page.evaluate("() => { location.hash = '' }")
+    w.wait(tap="group1")
+
+    def load(content: bytes) -> str:
+        with w.page.expect_file_chooser() as chooser:
+            w.root.get_by_role("button", name="Load queries").click()
+        chooser.value.set_files({"name": "q.json", "mimeType": "application/json", "buffer": content})
+        w.page.wait_for_timeout(100)
+        w.settle()
+        return str(w.root.locator(".fx-status").text_content())
+
+    right = json.loads(saved)
+    wrong = {"no JSON": b"{", "no queries": b"null",
+             "as they are saved": json.dumps({**right, "queries": "x"}).encode(),
+             "128 \u00d7 64 positions, not 64": json.dumps({**right, "width": 128}).encode(),
+             "lie outside": json.dumps({**right, "queries": [[1, 1], [64, 0]]}).encode(),
+             "query lie": json.dumps({**right, "query": [0, "<b>"]}).encode()}
+    places = "JSON.stringify(['query', 'query2', 'queries', 'tap'].map(name => explorer.get(name)))"
+    before = w.page.evaluate(places)
+    for said, content in wrong.items():
+        assert said in load(content)
+        assert w.page.evaluate(places) == before
+    assert load(saved) == "q.json: 2 kept queries loaded."
+    w.wait(query="50,20", tap="head")
+    assert w.root.locator(".fx-list li").count() == 2
+    w.root.get_by_role("button", name="row 7, column 8", exact=True).click()
+    w.wait(query="7,8")
+    watch.check()
+    w.page.close()
+
+
+def test_names_and_titles_are_text_whatever_they_hold(browser: Any, tmp_path: Path) -> None:
+    bad = "<img src=x onerror='globalThis.ran=1'></script><script>globalThis.ran=1</script>"
+    nets = [make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", 2, seed=s).eval() for s in (0, 1)]
+    same = explore(nets[0], {bad: nets[1]}, skimage.data.coffee(), side=16)
+    shown = replace(same.exhibit, title=bad, features=replace(same.exhibit.features, taps=[bad, *"bcd"]))
+    path = explorer_page(shown, tmp_path / "bad.html", {"tap": bad, "status": bad})
+    w, watch = open_static(browser, (path.as_uri(), same))
+    w.press("d")
+    w.root.locator(".fx-image canvas").click()
+    w.settle()
+    assert w.page.evaluate("globalThis.ran") is None and w.page.locator("img").count() == 0
+    assert w.page.title() == bad and w.root.locator(".fx-title").nth(2).text_content() == bad
+    assert w.root.locator(".fx-status").text_content() == bad
+    watch.check()
+    w.page.close()
+
+
+def test_the_slider_steps_through_the_training(browser: Any, tmp_path: Path) -> None:
+    same = open_explorer(ExploreConfig(tap="group1"))
+    rng = np.random.default_rng(0)
+    steps = {"plain": np.array([1, 10, 100, 400]), "distilled": np.array([1, 10, 100])}
+    taps = same.exhibit.features.taps
+    teacher, progress = [np.ones((64, 64))] * len(taps), {}
+    for name, seen in steps.items():
+        rows = [rng.uniform(0, 1, (len(seen), 64, 64)) for _ in taps]
+        far, whole = np.ones((len(seen), len(taps))), [4096] * len(taps)
+        progress[name] = AffinityProgress(seen, far, rows, teacher, (20, 30), taps, same.exhibit.features.image, whole)
+    path = explorer_page(replace(same.exhibit, progress=progress), tmp_path / "run.html", {"tap": "group1"})
+    w, watch = open_static(browser, (path.as_uri(), same))
+    slider = w.root.get_by_role("slider", name="Training step")
+    assert w.root.locator(".fx-training").text_content() == "Trainingfinished networks"
+    w.check(seed=1, count=3)
+
+    def shown(number: int, y: int, x: int) -> float:
+        found, low, high = w.pixels(number, [[y, x]])
+        return low + found[0].mean() / 255 * (high - low)
+
+    slider.focus()
+    w.press("ArrowLeft")
+    w.wait(query="20,30")
+    titles = w.root.locator(".fx-map .fx-title")
+    assert titles.all_text_contents() == ["Teacher", "Not distilled, step 400", "Distilled, step 100"]
+    w.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "step 1 of 400, at row 20, column 30"
+    for y, x in ((0, 0), (31, 7), (63, 63)):
+        for number, name in ((1, "plain"), (2, "distilled")):
+            assert shown(number, y, x) == pytest.approx(progress[name].rows[taps.index("group1")][0, y, x], abs=0.006)
+    assert shown(0, 5, 5) == pytest.approx(w.value(0, (20, 30), 5, 5), abs=0.006)  # the teacher does not change
+    w.press("ArrowRight")
+    w.page.wait_for_function("() => location.hash.includes('step=10')")
+    w.page.reload()
+    w = Widget(w.page, same)
+    assert w.root.locator(".fx-map .fx-title").nth(1).text_content() == "Not distilled, step 10"
+    w.click(3, 4)  # another query: the finished networks again, for the training was followed at one
+    assert w.root.locator(".fx-map .fx-title").nth(1).text_content() == "Not distilled"
+    w.check(seed=2, count=3)
+    watch.check()
+    w.page.close()
+
+
+def test_keys_with_ctrl_meta_or_alt_are_never_taken(browser: Any, static_page: tuple[str, Explorer]) -> None:
+    w, watch = open_static(browser, static_page)
+    w.page.evaluate("""() => { globalThis.heard = [];
+        addEventListener('keydown', e => { heard.push([e.key, e.defaultPrevented]); e.preventDefault(); }); }""")
+    w.click(30, 30)
+    before = w.page.evaluate(STATE)
+    plain = ("s", "d", "2", "0", "ArrowLeft", "Enter", "i", "=")
+    keys = [f"{modifier}+{key}" for modifier in ("Control", "Meta", "Alt") for key in plain]
+    w.press(*keys, "Shift+Enter", "F5", "Tab")
+    heard = [(key, taken) for key, taken in w.page.evaluate("heard") if key not in ("Control", "Meta", "Alt", "Shift")]
+    assert len(heard) == len(keys) + 3 and not any(taken for _, taken in heard)
+    assert w.page.evaluate(STATE) == before
+    assert {"Shift", "2", "D", "Enter"} <= set(w.root.locator(".fx-keys kbd").all_text_contents())  # named in sight
+    w.root.locator(".fx-image canvas").focus()
+    w.press("+", "+", "l", "l", "k")
+    zoom, y, x = w.page.evaluate("explorer.get('view')")
+    assert zoom > 2 and x > 0.5 and y > 0.49
     watch.check()
     w.page.close()
 
@@ -382,7 +620,7 @@ def test_zoom_and_pan_by_keys_wheel_and_pointer(browser: Any, static_page: tuple
     w.press("+", "+")
     zoom, y, x = w.page.evaluate(view)
     assert zoom == pytest.approx(2.25) and y == pytest.approx(32.5 / 64, abs=0.01)
-    w.press("Alt+ArrowRight")
+    w.press("l")
     assert w.page.evaluate(view)[2] > x
     w.page.mouse.wheel(0, -200)
     w.page.wait_for_function("z => explorer.get('view')[0] > z", arg=zoom)
@@ -430,6 +668,7 @@ def test_by_touch_on_a_narrow_screen(browser: Any, static_page: tuple[str, Explo
         found = [{"x": a, "y": b, "id": i} for i, (a, b) in enumerate(points)]
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": found})
 
+    w.page.evaluate("() => scrollTo(0, 0)")
     send("touchStart", w.at(image, 12, 50))
     send("touchMove", w.at(image, 30, 40))
     send("touchMove", w.at(image, 40, 20))
@@ -442,6 +681,29 @@ def test_by_touch_on_a_narrow_screen(browser: Any, static_page: tuple[str, Explo
     w.settle()
     assert w.page.evaluate("explorer.get('view')[0]") > 2
     assert w.colours()[0] != "rgb(255, 255, 255)"  # dark, as the reader's system
+
+    # a finger scrolls the page beside a picture, and never chooses a query there; on a picture it chooses
+    def swipe(x: float, y: float, up: int) -> float:
+        before = w.page.evaluate("scrollY")
+        send("touchStart", (x, y))
+        for way in range(10, 91, 10):
+            send("touchMove", (x, y - up * way))
+        send("touchEnd")
+        w.page.wait_for_timeout(200)
+        return abs(float(w.page.evaluate("scrollY") - before))
+
+    w.press("0")
+    for canvas, up in ((image, 1), (w.root.locator(".fx-map canvas").last, -1)):
+        canvas.scroll_into_view_if_needed()
+        query, box, root = w.query, canvas.bounding_box(), w.root.bounding_box()
+        beside = root["x"] + root["width"] - 20
+        assert beside > box["x"] + box["width"]
+        assert swipe(beside, box["y"] + box["height"] / 2, up) > 50 and w.query == query
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        assert swipe(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, up) == 0
+        w.settle()
+        assert w.query != query
     watch.check()
     w.page.close()
 
@@ -457,7 +719,7 @@ def test_readers_who_do_not_see_it_are_told(browser: Any, static_page: tuple[str
     w.press("ArrowLeft", "ArrowLeft")
     y, x = w.query
     label = w.root.locator(".fx-map canvas").nth(2).get_attribute("aria-label")
-    assert label.startswith(f"Distilled: affinity of every position to row {y}, column {x}, mean |")
+    assert label.startswith(f"Distilled: affinity of every position to row {y}, column {x}, mean affinity ")
     w.page.wait_for_function("said => document.querySelector('[aria-live=polite]').textContent.includes(said)",
                              arg=f"row {y}, column {x}")
     assert w.root.locator("[role=status]").count() == 1

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from fakd.config import DistillConfig
-from fakd.core import FakdError, static, write_image
+from fakd.core import FakdError, find_path, static, write_image
 from fakd.evaluate import evaluate
 from fakd.figures import result_table
+from fakd.findings import finding
 from fakd.foreign import as_net
 from fakd.losses import DistillLoss
 from fakd.nets import NETS, make_net, net_spec
 from fakd.record import summarise
-from fakd.report import finding, run_page
+from fakd.report import run_page
 from fakd.taps import find_places, suggest_taps, tap_shapes
 from fakd.teacher import Teacher, Teachers
 from fakd.train import distill, fit, loss_needs, prepare, train_teacher
@@ -371,3 +372,9 @@ def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, d
             fit(first)
         change = {"teacher_draw": "mean" if draw == "random" else "random", "resume": str(first.run.dir)}
         fit(prepare(DistillConfig(**other | change)))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_the_teacher_of_a_run_is_of_its_scale(scale):
+    path = DistillConfig(scale=scale, data="sample", benchmarks="sample-eval").resolve().teacher
+    assert load_net(find_path(path)).scale == scale

@@ -8,13 +8,15 @@
  *   on(event: string, callback: () => void): void, off(event: string, callback: () => void): void,
  *   send(content: object, callbacks?: object, buffers?: ArrayBuffer[]): void }} Model
  */
-/** @typedef {{ name: string, c: number, h: number, w: number, unit: Float32Array }} Net a network's unit maps, c * h * w */
+/** @typedef {{ key: string, name: string, c: number, h: number, w: number, unit: Float32Array, steps: number[], past: DataView }} Net
+ *   a network's unit maps, c * h * w; and where its training was followed, the steps and the row of one query at each */
 /** @typedef {[number, number]} Point a position, row and column, in pixels of the LR image */
 /** @typedef {{ low: number, high: number, colours: Uint8ClampedArray }} Scale 256 RGBA colours from low to high */
-/** @typedef {{ values: Float64Array, scale: Scale, label: string }} Heat what one heat map shows */
+/** @typedef {{ values: Float64Array, scale: Scale, label: string, note: string }} Heat what one heat map shows */
 
-const STATE = ["query", "query2", "queries", "tap", "mode", "colour", "scale_max", "view", "shown", "status", "_info", "_data"];
-const STEPS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2]; // ends of the scale of differences
+const SHARED = ["query", "query2", "queries", "tap", "mode", "colour", "scale_max", "difference_max", "view", "shown", "step"];
+const STATE = [...SHARED, "status", "_info", "_data"];
+const EVENTS = [...STATE.map((name) => `change:${name}`), "comm_live_update"]; // the last when a kernel comes or goes
 const MOST_ZOOM = 16;
 const MOST_MB = 8; // of an image of one's own: a notebook server passes no message of more than 10
 
@@ -59,6 +61,52 @@ const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 const fixed = (v, digits = 2) => v.toFixed(digits).replace(/^-(?=.*[1-9])/, "\u2212").replace(/^-/, "");
 /** @param {number} v with its sign */
 const signed = (v) => (v >= 0.005 ? "+" : "") + fixed(v);
+
+/** The training steps at which some network's row was kept, ascending. @param {any} info @returns {number[]} */
+const stepsOf = (info) => info.past?.steps ?? [];
+
+/** What a file or an address asks of the view, less all that this view does not have: anybody can have written it.
+ * @param {Record<string, any>} asked @param {any} info @returns {Record<string, any>} */
+export function known(asked, info) {
+  const number = (/** @type {any} */ v, /** @type {number} */ low, /** @type {number} */ high) => Number.isFinite(v) && v >= low && v <= high;
+  const point = (/** @type {any} */ v) => Array.isArray(v) && v.length === 2
+    && v.every((n, i) => Number.isInteger(n) && number(n, 0, info.size[i] - 1));
+  const top = (/** @type {any} */ v) => v === null || (number(v, 0, 2) && v > 0);
+  /** @type {Record<string, (v: any) => boolean>} */
+  const tests = {
+    query: point, query2: (v) => v === null || point(v),
+    queries: (v) => Array.isArray(v) && v.length <= 1000 && v.every(point),
+    tap: (v) => info.taps.includes(v), mode: (v) => ["similarity", "difference"].includes(v),
+    colour: (v) => v !== "difference" && Object.hasOwn(info.colours, v), scale_max: top, difference_max: top,
+    view: (v) => Array.isArray(v) && v.length === 3 && number(v[0], 1, MOST_ZOOM) && number(v[1], 0, 1) && number(v[2], 0, 1),
+    shown: (v) => info.images.some((/** @type {any} */ image) => image.key === v), step: (v) => v === null || stepsOf(info).includes(v),
+  };
+  return Object.fromEntries(SHARED.filter((name) => Object.hasOwn(asked, name) && tests[name](asked[name])).map((name) => [name, asked[name]]));
+}
+
+/** The part of an address that keeps a view, where it is not as the page was written.
+ * @param {Record<string, any>} state @param {Record<string, any>} start @returns {string} */
+export function toAddress(state, start) {
+  const text = (/** @type {any} */ v) => /** @type {string} */ (Array.isArray(v) ? v.map(text).join(Array.isArray(v[0]) ? ";" : ",")
+    : typeof v === "number" ? String(Number(v.toFixed(4))) : v ?? "");
+  const moved = SHARED.filter((name) => text(state[name]) !== text(start[name]));
+  return moved.map((name) => `${name}=${encodeURIComponent(text(state[name])).replaceAll("%2C", ",").replaceAll("%3B", ";")}`).join("&");
+}
+
+/** What an address asks for; what is malformed is left out.
+ * @param {string} address after the # @param {any} info @returns {Record<string, any>} */
+export function fromAddress(address, info) {
+  const numbers = (/** @type {string} */ text) => text.split(",").map((v) => (v.trim() ? Number(v) : NaN));
+  /** @type {Record<string, any>} */
+  const asked = {};
+  for (const [name, text] of new URLSearchParams(address)) {
+    if (["tap", "mode", "colour", "shown"].includes(name)) asked[name] = text;
+    else if (name === "queries") asked[name] = text ? text.split(";").map(numbers) : [];
+    else if (text) asked[name] = ["query", "query2", "view"].includes(name) ? numbers(text) : numbers(text)[0];
+    else asked[name] = null;
+  }
+  return known(asked, info);
+}
 
 /** Make an element.
  * @param {string} tag @param {Record<string, any>} [attributes] @param {...(Node | string)} children @returns {any} */
@@ -111,7 +159,7 @@ function windowOf([zoom, y, x]) {
 }
 
 /** What one view computes and keeps: unit maps, rows, scales. No DOM. */
-class Rows {
+export class Rows {
   /** @param {Model} model */
   constructor(model) {
     this.model = model;
@@ -129,13 +177,12 @@ class Rows {
     this.cache.clear();
     for (const [name, hex] of Object.entries(info.colours)) this.colours[name] = readColours(/** @type {string} */ (hex));
     this.nets = (data.nets ?? []).map((/** @type {any} */ net) => ({ ...net, unit: readUnit(net.unit, net.c, net.h * net.w) }));
-    this.measure();
   }
 
   /** @returns {[number, number]} height and width of the LR image */
   get size() { return this.model.get("_info").size; }
   /** The teacher, if there is one. @returns {Net | undefined} */
-  get teacher() { return this.nets.find((net) => net.name === this.model.get("_info").teacher); }
+  get teacher() { return this.nets.find((net) => net.key === this.model.get("_info").teacher); }
   /** @param {Net} net @returns {boolean} whether it is a student whose map can be compared with the teacher's */
   comparable(net) {
     const teacher = this.teacher;
@@ -149,60 +196,57 @@ class Rows {
     return Math.floor(((y + 0.5) * net.h) / h) * net.w + Math.floor(((x + 0.5) * net.w) / w);
   }
 
+  /** The step of its training at which a network is shown for a point; null: as it is now.
+   * @param {Net} net @param {Point} point @returns {number | null} */
+  stepOf(net, point) {
+    const step = this.model.get("step"), followed = net.steps?.filter((seen) => seen <= step);
+    return step !== null && followed?.length && same(point, this.model.get("_info").past.query) ? followed[followed.length - 1] : null;
+  }
+
+  /** The row of a point in one network. @param {Net} net @param {Point} point @returns {Float64Array} */
+  row(net, point) {
+    const step = this.stepOf(net, point), n = net.h * net.w;
+    if (step === null) return affinityRow(net, this.at(net, point));
+    const start = net.steps.indexOf(step) * n;
+    return Float64Array.from({ length: n }, (_, i) => HALF[net.past.getUint16(2 * (start + i), true)]);
+  }
+
   /** The rows of a point, one for each network. @param {Point} point */
   of(point) {
-    const key = point.join();
+    const key = `${point} ${this.model.get("step")}`;
     let rows = this.cache.get(key);
     if (!rows) {
-      rows = this.nets.map((net) => affinityRow(net, this.at(net, point)));
+      rows = this.nets.map((net) => this.row(net, point));
       if (this.cache.size > 8) this.cache.clear();
       this.cache.set(key, rows);
     }
     return rows;
   }
 
-  /** Find scales that serve every point of this tap: from 25 points all over
-   * the image, so that no scale jumps while a query moves. */
-  measure() {
-    const [h, w] = this.size, far = [];
-    let lowest = 0;
-    for (let i = 0; i < 25 && this.nets.length; i++) {
-      const point = /** @type {Point} */ ([Math.floor((Math.floor(i / 5) + 0.5) * h / 5), Math.floor(((i % 5) + 0.5) * w / 5)]);
-      const rows = this.nets.map((net) => affinityRow(net, this.at(net, point)));
-      const base = rows[this.nets.indexOf(/** @type {Net} */ (this.teacher))];
-      for (const [k, net] of this.nets.entries()) {
-        lowest = rows[k].reduce((a, b) => Math.min(a, b), lowest);
-        if (this.comparable(net)) for (let p = i % 5; p < base.length; p += 5) far.push(Math.abs(rows[k][p] - base[p]));
-      }
-    }
-    const most = Float64Array.from(far).sort()[Math.floor(0.99 * (far.length - 1))] ?? 1;
-    this.signedMaps = lowest < -0.05;
-    this.widest = STEPS.find((step) => most <= step) ?? 2;
+  /** The scale of the affinities, or of the differences: one chosen is the same at every tap, query and step.
+   * @param {boolean} difference @returns {Scale} */
+  scale(difference) {
+    const info = this.model.get("_info"), chosen = this.model.get(difference ? "difference_max" : "scale_max");
+    const [signs, widest] = info.scales[this.source.tap];
+    const high = chosen ?? (difference ? widest : 1), colours = this.colours[difference ? "difference" : this.model.get("colour")];
+    const below = difference || (chosen === null ? signs : Object.values(info.scales).some((/** @type {any} */ needs) => needs[0]));
+    return { low: below ? -high : 0, high, colours };
   }
 
-  /** @param {boolean} difference @returns {Scale} */
-  scale(difference) {
-    const chosen = difference === (this.model.get("mode") === "difference") ? this.model.get("scale_max") : null;
-    const high = chosen ?? (difference ? this.widest : 1);
-    const colours = this.colours[difference ? "difference" : this.model.get("colour")];
-    return { low: difference || this.signedMaps ? -high : 0, high, colours };
-  }
+  /** Whether the maps of students show their difference to the teacher's. */
+  get different() { return this.model.get("mode") === "difference" && this.nets.some((net) => this.comparable(net)); }
 
   /** What every network's heat map shows for a point. @param {Point} point @returns {Heat[]} */
   heats(point) {
-    const rows = this.of(point), teacher = this.teacher, different = this.model.get("mode") === "difference";
-    const base = teacher && rows[this.nets.indexOf(teacher)];
-    return this.nets.map((net, k) => different && base && this.comparable(net)
-      ? { values: minus(rows[k], base), scale: this.scale(true), label: `${net.name}, \u0394` }
-      : { values: rows[k], scale: this.scale(false), label: net.name });
-  }
-
-  /** The number under a heat map. @param {Net} net @param {Point} point @returns {string} */
-  note(net, point) {
-    const rows = this.of(point), teacher = this.teacher;
-    if (!teacher || !this.comparable(net)) return `mean ${fixed(mean(rows[this.nets.indexOf(net)]))}`;
-    const gap = minus(rows[this.nets.indexOf(net)], rows[this.nets.indexOf(teacher)]);
-    return `mean |\u0394| ${fixed(mean(gap.map(Math.abs)), 3)}`;
+    const rows = this.of(point), teacher = this.teacher, base = teacher && rows[this.nets.indexOf(teacher)];
+    return this.nets.map((net, k) => {
+      const step = this.stepOf(net, point), name = step === null ? net.name : `${net.name}, step ${step}`;
+      const likeness = `mean affinity ${fixed(mean(rows[k]))}`;
+      if (!base || !this.comparable(net)) return { values: rows[k], scale: this.scale(false), label: name, note: likeness };
+      const gap = minus(rows[k], base), far = `mean |\u0394| ${fixed(mean(gap.map(Math.abs)), 3)}`;
+      return this.different ? { values: gap, scale: this.scale(true), label: `${name}, \u0394`, note: far }
+        : { values: rows[k], scale: this.scale(false), label: name, note: `${likeness}, ${far}` };
+    });
   }
 
   /** The affinities of two points in words. @param {Point} a @param {Point} b */
@@ -230,6 +274,7 @@ class Frame {
     this.aim = make("i", { class: "fx-aim", "aria-hidden": "true" });
     this.title = make("figcaption", { class: "fx-title" }, title);
     this.note = make("span", { class: "fx-note" });
+    /** @type {Heat | null} */ this.heat = null; // of a map
     this.box = make("div", { class: "fx-frame" }, this.canvas, ...this.marks, this.aim);
     this.element = make("figure", { class: `fx-${kind}` }, this.title, this.box, this.note);
   }
@@ -266,11 +311,39 @@ class Frame {
   }
 }
 
+/** Whether a key is the explorer's: keys with Ctrl, Meta or Alt never are, nor Shift+Enter, which runs a cell.
+ * @param {KeyboardEvent} event */
+const isOurs = (event) => !(event.ctrlKey || event.metaKey || event.altKey || (event.shiftKey && event.key === "Enter"));
+
+/** Keep JupyterLab's single-key shortcuts, such as d d, from hearing what is typed into the explorer, and no others.
+ * @param {HTMLElement} root @param {KeyboardEvent} event before anyone else hears it */
+function shieldKeys(root, event) {
+  if (isOurs(event)) root.setAttribute("data-lm-suppress-shortcuts", "true");
+  else root.removeAttribute("data-lm-suppress-shortcuts");
+}
+
+/** The static picture that the kernel put above a view in JupyterLab or a page of nbconvert. @param {HTMLElement} el
+ * @returns {HTMLElement | null} */
+function stillOf(el) {
+  const above = /** @type {HTMLElement | null} */ (el.closest(".jp-OutputArea-child")?.previousElementSibling);
+  const [, bytes] = above?.querySelector("img")?.src.split("data:image/png;base64,") ?? [];
+  return bytes && atob(bytes.slice(0, 800)).includes("fakd explorer") ? /** @type {HTMLElement} */ (above) : null;
+}
+
+/** What the keys do, in sight. */
+function keyHelp() {
+  const keys = [["\u2190 \u2191 \u2193 \u2192", "move the query"], ["Shift", "by 8"], ["+ \u2212 0", "zoom"], ["I J K L", "move the view"],
+    ["2", "second pixel"], ["Enter", "keep"], ["D", "difference"]];
+  return make("p", { class: "fx-keys" }, "Keys on the image and the maps: ",
+    ...keys.map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)));
+}
+
 /** The widget: what is on the page, and what a person does to it. */
 class View {
   /** @param {Model} model @param {HTMLElement} el */
   constructor(model, el) {
     this.model = model;
+    this.el = el;
     this.rows = new Rows(model);
     this.stop = new AbortController();
     /** @type {Frame[][]} */ this.maps = [];
@@ -280,11 +353,12 @@ class View {
     /** @type {Map<number, { x: number, y: number, pan: boolean }>} */ this.touching = new Map(); // pointers that are down
     this.frames = 0;
     /** @type {Record<string, { element: HTMLElement, select: HTMLSelectElement }>} */ this.choices = {};
+    /** @type {HTMLElement | null} */ this.still = null; // the static picture of this view
     this.image = new Frame("", "image");
     this.second = this.button("Second pixel", () => this.toggleSecond(), "Compare with a second query pixel (key 2)");
     this.build(el);
     this.schedule = this.schedule.bind(this);
-    for (const name of STATE) model.on(`change:${name}`, this.schedule);
+    for (const name of EVENTS) model.on(name, this.schedule);
     this.resizes = new ResizeObserver(this.schedule);
     this.resizes.observe(this.root);
     this.schedule();
@@ -294,7 +368,8 @@ class View {
   close() {
     this.stop.abort();
     this.resizes.disconnect();
-    for (const name of STATE) this.model.off(`change:${name}`, this.schedule);
+    for (const name of EVENTS) this.model.off(name, this.schedule);
+    if (this.still) this.still.style.display = "";
     cancelAnimationFrame(this.pending ?? 0);
   }
 
@@ -304,15 +379,19 @@ class View {
   set(name, value) {
     if (JSON.stringify(this.get(name)) === JSON.stringify(value)) return;
     this.model.set(name, value);
+    if (name === "query" && this.get("step") !== null && !same(value, this.get("_info").past.query)) this.model.set("step", null);
     this.changed = true;
     this.schedule();
   }
+
+  /** Whether a kernel listens: not on a page, nor after it was restarted. */
+  get live() { return this.get("_info").live && !this.el.closest(".jupyter-widgets-disconnected"); }
 
   /** Draw once before the screen's next frame, however much happens until then. */
   schedule() {
     this.pending ??= requestAnimationFrame(() => {
       this.pending = undefined;
-      if (this.changed) this.model.save_changes();
+      if (this.changed && (this.live || !this.get("_info").live)) this.model.save_changes(); // a dead kernel's model throws
       this.changed = false;
       this.draw();
     });
@@ -344,7 +423,10 @@ class View {
       tap: this.choice("Tap", choose("tap"), "Where in the networks the feature maps are taken"),
       mode: this.choice("Show", choose("mode"), "Affinity, or that of a student less the teacher's"),
       colour: this.choice("Colours", choose("colour"), "Colours of the affinity; all are safe for colour-blind readers"),
-      scale_max: this.choice("Scale to", (v) => this.set("scale_max", v ? Number(v) : null), "The upper end of the colour scale"),
+      scale_max: this.choice("Affinity scale", (v) => this.set("scale_max", v ? Number(v) : null),
+        "The ends of the colours of affinities. Automatic: what this tap needs. A number: the same at every tap, query and step"),
+      difference_max: this.choice("\u0394 scale", (v) => this.set("difference_max", v ? Number(v) : null),
+        "The ends of the colours of differences. Automatic: what this tap needs. A number: the same at every tap, query and step"),
       shown: this.choice("Image", choose("shown"), "The image on which the query is chosen"),
     };
     this.image.canvas.setAttribute("role", "application");
@@ -353,14 +435,14 @@ class View {
       this.button("\u2212", () => this.zoom(1 / 1.5), "Zoom out (key \u2212)", { "aria-label": "Zoom out" }),
       this.button("+", () => this.zoom(1.5), "Zoom in (key +, or the wheel while the explorer has the focus)", { "aria-label": "Zoom in" }),
       this.button("Fit", () => this.set("view", [1, 0.5, 0.5]), "Show the whole image (key 0)"));
-    this.file = make("input", { type: "file", accept: "image/*", class: "fx-hidden", tabindex: -1, "aria-hidden": "true",
-      "aria-label": "Your own image" });
-    this.listen(this.file, "change", () => this.file.files[0] && this.take(this.file.files[0]));
-    this.own = this.button("Own image\u2026", () => this.file.click(), "Look at an image of your own; dropping it here does the same");
+    this.own = this.chooser("Own image\u2026", "image/*", "Look at an image of your own; dropping it here does the same");
     const actions = make("div", { class: "fx-actions" }, this.second,
       this.button("Keep", () => this.keep(), "Put the query on the list (key Enter)"),
       this.button("Save PNG", () => this.savePicture(), "Save what is shown as a picture"),
-      this.button("Save queries", () => this.saveQueries(), "Save the list of queries as JSON"), this.own, this.file);
+      this.button("Save queries", () => this.saveQueries(), "Save the list of queries as JSON"),
+      this.chooser("Load queries\u2026", ".json,application/json", "Load queries that were saved here; dropping the file here does the same"),
+      this.own);
+    this.buildTraining();
     this.list = make("ul", { class: "fx-list", "aria-label": "Kept queries" });
     this.grid = make("div", { class: "fx-maps" });
     this.legend = make("div", { class: "fx-legend" });
@@ -368,10 +450,11 @@ class View {
     this.status = make("p", { class: "fx-status", role: "status" });
     this.spoken = make("p", { class: "fx-hidden", "aria-live": "polite" });
     const left = make("div", { class: "fx-left" }, this.image.element, zoom, actions, this.list);
-    const right = make("div", { class: "fx-right" }, this.grid, this.legend, this.readout);
-    this.root = make("section", { class: "fakd-explorer", "aria-label": "Affinity explorer", "data-lm-suppress-shortcuts": "true" },
+    const right = make("div", { class: "fx-right" }, this.grid, this.legend, this.training, this.readout);
+    this.root = make("section", { class: "fakd-explorer", "aria-label": "Affinity explorer" },
       make("div", { class: "fx-choices" }, ...Object.values(this.choices).map((c) => c.element)),
-      make("div", { class: "fx-body" }, left, right), this.status, this.spoken);
+      make("div", { class: "fx-body" }, left, right), keyHelp(), this.status, this.spoken);
+    this.listen(window, "keydown", (event) => shieldKeys(this.root, event), { capture: true });
     this.handle(this.image);
     this.listen(this.root, "dragover", (event) => { event.preventDefault(); this.root.classList.add("fx-drop"); });
     this.listen(this.root, "dragleave", () => this.root.classList.remove("fx-drop"));
@@ -382,6 +465,41 @@ class View {
       if (event.dataTransfer.files[0]) this.take(event.dataTransfer.files[0]);
     });
     el.append(this.root);
+  }
+
+  /** A button that asks for a file. @param {string} label @param {string} accept @param {string} title */
+  chooser(label, accept, title) {
+    const file = make("input", { type: "file", accept, class: "fx-hidden", tabindex: -1, "aria-hidden": "true", "aria-label": label });
+    this.listen(file, "change", () => {
+      const chosen = file.files[0];
+      file.value = ""; // so that the same file can be chosen again
+      if (chosen) this.take(chosen);
+    });
+    return make("span", {}, this.button(label, () => file.click(), title), file);
+  }
+
+  /** A slider over the moments of the training, the last of them the finished networks. */
+  buildTraining() {
+    this.moment = make("input", { type: "range", min: 0, step: 1, class: "fx-range", "aria-label": "Training step" });
+    this.momentText = make("span");
+    this.training = make("label", { class: "fx-training", title: "The students while they were trained; a run keeps this for one query pixel" },
+      make("span", {}, "Training"), this.moment, this.momentText);
+    this.listen(this.moment, "input", () => {
+      const info = this.get("_info"), step = stepsOf(info)[this.moment.value] ?? null;
+      if (step !== null) this.set("query", info.past.query);
+      this.set("step", step);
+    });
+  }
+
+  drawTraining() {
+    const steps = stepsOf(this.get("_info")), step = this.get("step"), at = step === null ? steps.length : steps.indexOf(step);
+    this.training.hidden = !steps.length;
+    if (!steps.length) return;
+    const said = step === null ? "finished networks" : `step ${step} of ${steps[steps.length - 1]}, at ${place(this.get("_info").past.query)}`;
+    this.moment.max = steps.length;
+    this.moment.value = at;
+    this.moment.setAttribute("aria-valuetext", said);
+    this.momentText.textContent = said;
   }
 
   /** Let a frame be used by mouse, touch and keyboard. @param {Frame} frame @param {string} [which] the query it belongs to */
@@ -444,27 +562,31 @@ class View {
     this.look(zoom, fy + (part.y + part.size / 2 - fy) * ratio, fx + (part.x + part.size / 2 - fx) * ratio);
   }
 
-  /** @param {KeyboardEvent} event */
+  /** Keys with Ctrl, Meta or Alt are the browser's and the notebook's. @param {KeyboardEvent} event */
   key(event) {
-    const step = event.shiftKey ? 8 : 1;
-    /** @type {Record<string, Point>} */
-    const arrows = { ArrowUp: [-step, 0], ArrowDown: [step, 0], ArrowLeft: [0, -step], ArrowRight: [0, step] };
+    const step = event.shiftKey ? 8 : 1, part = windowOf(this.get("view"));
+    const pan = (/** @type {number} */ dy, /** @type {number} */ dx) =>
+      this.look(1 / part.size, part.y + part.size * (0.5 + dy / 8), part.x + part.size * (0.5 + dx / 8));
     /** @type {Record<string, () => void>} */
     const keys = {
+      ArrowUp: () => this.move(-step, 0), ArrowDown: () => this.move(step, 0), ArrowLeft: () => this.move(0, -step),
+      ArrowRight: () => this.move(0, step), i: () => pan(-1, 0), k: () => pan(1, 0), j: () => pan(0, -1), l: () => pan(0, 1),
       "+": () => this.zoom(1.5), "=": () => this.zoom(1.5), "-": () => this.zoom(1 / 1.5),
       0: () => this.set("view", [1, 0.5, 0.5]), 2: () => this.toggleSecond(), Enter: () => this.keep(),
-      d: () => this.set("mode", this.get("mode") === "difference" ? "similarity" : "difference"),
+      d: () => this.choices.mode.element.hidden || this.set("mode", this.rows.different ? "similarity" : "difference"),
     };
-    if (!this.ready || event.ctrlKey || event.metaKey || !(event.key in arrows || event.key in keys)) return;
+    if (!this.ready || !isOurs(event) || !Object.hasOwn(keys, event.key)) return;
     event.preventDefault();
     event.stopPropagation();
-    if (event.key in keys) return keys[event.key]();
-    const part = windowOf(this.get("view")), [dy, dx] = arrows[event.key], [h, w] = this.rows.size;
-    if (event.altKey) return this.look(1 / part.size, part.y + part.size * (0.5 + dy / 10), part.x + part.size * (0.5 + dx / 10));
-    const [y, x] = this.get(this.active) ?? this.get("query");
+    keys[event.key]();
+  }
+
+  /** Move the active query; one that leaves the view takes it along. @param {number} dy @param {number} dx */
+  move(dy, dx) {
+    const part = windowOf(this.get("view")), [h, w] = this.rows.size, [y, x] = this.get(this.active) ?? this.get("query");
     const point = [clamp(y + dy, 0, h - 1), clamp(x + dx, 0, w - 1)];
     this.set(this.active, point);
-    const at = [(point[0] + 0.5) / h, (point[1] + 0.5) / w]; // a query that leaves the view takes it along
+    const at = [(point[0] + 0.5) / h, (point[1] + 0.5) / w];
     const out = [at[0] - part.y, at[1] - part.x].some((v) => v < 0 || v > part.size);
     if (out) this.look(1 / part.size, at[0], at[1]);
   }
@@ -483,16 +605,33 @@ class View {
     if (!list.some((/** @type {Point} */ kept) => same(kept, point))) this.set("queries", [...list, point]);
   }
 
-  /** Look at an image of the reader's own: its features need the networks, and so a kernel. @param {File} file */
+  /** Take a file of the reader's: saved queries, or an image, whose features need the networks and so a kernel.
+   * @param {File} file */
   async take(file) {
-    this.file.value = "";
-    const tell = (/** @type {string} */ words) => this.set("status", words);
-    const size = `${file.name} has ${fixed(file.size / 1e6, 1)} MB`;
-    if (!this.get("_info").live) return tell("This page has no kernel. To look at your own image, open nbs/explore_affinity.ipynb in JupyterLab.");
+    const tell = (/** @type {string} */ words) => this.set("status", words), size = `${file.name} has ${fixed(file.size / 1e6, 1)} MB`;
+    if (file.name.toLowerCase().endsWith(".json")) return tell(file.size > 1e6 ? `${size}; saved queries have less.` : this.load(await file.text(), file.name));
+    if (!this.live) return tell("No kernel listens here. To look at your own image, run nbs/explore_affinity.ipynb in JupyterLab.");
     if (file.size > MOST_MB * 1e6) return tell(`${size}; at most ${MOST_MB} MB can be sent to the kernel.`);
     tell(`Sending ${file.name} to the kernel\u2026`);
     this.model.send({ kind: "image", name: file.name }, undefined, [await file.arrayBuffer()]);
   }
+
+  /** Go where saved queries lead. @param {string} text of a file that `saveQueries` wrote @param {string} name
+   * @returns {string} what became of it */
+  load(text, name) {
+    /** @type {any} */ let saved;
+    try { saved = JSON.parse(text); } catch { return `${name} holds no JSON.`; }
+    const [h, w] = this.rows.size, lists = saved !== null && typeof saved === "object" && Array.isArray(saved.queries);
+    if (!lists || !Array.isArray(saved.query)) return `${name} holds no queries as they are saved here.`;
+    if (saved.height !== h || saved.width !== w) return `${name} belongs to an image of ${saved.width} \u00d7 ${saved.height} positions, not ${w} \u00d7 ${h}.`;
+    const { query, query2, queries, tap } = saved, asked = known({ query, query2, queries, tap }, this.get("_info"));
+    for (const part of ["query", "queries"]) if (!(part in asked)) return `${name}: its ${part} lie outside the image.`;
+    for (const [part, value] of Object.entries(asked)) if (part !== "tap" || this.canFetch) this.set(part, value);
+    return `${name}: ${queries.length} kept ${queries.length === 1 ? "query" : "queries"} loaded.`;
+  }
+
+  /** Whether features of another tap can be had: from a kernel or from the page. */
+  get canFetch() { return this.live || !this.get("_info").live; }
 
   /** Whether there is something to look at. */
   get ready() { return this.rows.nets.length > 0; }
@@ -501,7 +640,8 @@ class View {
     if (!this.root.isConnected || !this.root.clientWidth) return;
     const began = performance.now();
     this.rows.refresh();
-    this.status.textContent = this.get("status");
+    this.hideStill();
+    this.status.textContent = this.words;
     if (!this.ready) return;
     const view = this.get("view"), size = this.rows.size;
     const points = ["query", "query2"].map((name) => this.get(name));
@@ -520,20 +660,43 @@ class View {
       frame.put(frame.aim, this.hover, size, view);
     }
     this.drawLegend();
+    this.drawTraining();
     this.drawWords(points);
     Object.assign(this.root.dataset, { frame: ++this.frames, query: points[0].join(), tap: this.rows.source.tap });
     this.root.dataset.ms = (performance.now() - began).toFixed(1);
   }
 
+  /** What is said below: a message, or that the kernel owes or cannot give something. */
+  get words() {
+    const tap = this.get("tap");
+    if (!this.canFetch) return "The kernel that gave these features is gone. The view stays usable at this tap; run its cell again for the rest.";
+    return this.ready && this.rows.source.tap !== tap ? `Waiting for the features of ${tap}\u2026` : this.get("status");
+  }
+
+  /** Hide the static picture that the notebook keeps above this view, while there is the view. */
+  hideStill() {
+    this.still ??= stillOf(this.el);
+    if (this.still) this.still.style.display = "none";
+  }
+
+  /** The scales to choose from. @param {boolean} difference @returns {[string, string][]} value and text */
+  scaleChoices(difference) {
+    const { high, low } = this.rows.scale(difference), scales = Object.values(this.get("_info").scales);
+    const chosen = this.get(difference ? "difference_max" : "scale_max"), all = Math.max(...scales.map((/** @type {any} */ needs) => needs[1]));
+    const tops = new Set([...this.get("_info").tops.filter((/** @type {number} */ step) => difference || step <= 1), ...(chosen ? [high] : [])]);
+    const automatic = `automatic${chosen ? "" : `: ${fixed(low).replace(/\.?0+$/, "")} to ${high}`}`;
+    return [["", automatic], ...[...tops].sort((a, b) => b - a).map((v) => /** @type {[string, string]} */ (
+      [String(v), (difference ? `\u00b1${v}` : String(v)) + (difference && v === all ? ", serves all taps" : "")]))];
+  }
+
   drawChoices() {
-    const info = this.get("_info"), wide = this.rows.scale(this.get("mode") === "difference").high;
-    const most = [...new Set([...STEPS.filter((step) => step <= 1), ...(this.get("scale_max") ? [wide] : [])])].sort((a, b) => b - a);
+    const info = this.get("_info");
     /** @type {Record<string, [string, string][]>} */
     const options = {
       tap: info.taps.map((/** @type {string} */ tap) => [tap, tap]),
       colour: Object.keys(info.colours).filter((c) => c !== "difference").map((c) => [c, c]),
       mode: [["similarity", "affinity"], ["difference", "difference"]],
-      scale_max: [["", "automatic"], ...most.map((v) => /** @type {[string, string]} */ ([String(v), String(v)]))],
+      scale_max: this.scaleChoices(false), difference_max: this.scaleChoices(true),
       shown: info.images.map((/** @type {any} */ image) => [image.key, image.label]),
     };
     for (const [name, { select, element }] of Object.entries(this.choices)) {
@@ -541,8 +704,10 @@ class View {
       if (select.dataset.options !== key) select.replaceChildren(...options[name].map(([value, text]) => make("option", { value }, text)));
       select.dataset.options = key;
       select.value = String(this.get(name) ?? "");
-      element.hidden = name === "mode" && !this.rows.nets.some((net) => this.rows.comparable(net));
+      element.hidden = name === "mode" ? !this.rows.nets.some((net) => this.rows.comparable(net)) : name === "difference_max" && !this.rows.different;
     }
+    this.choices.tap.select.disabled = !this.canFetch;
+    this.own.hidden = !this.live;
     this.second.setAttribute("aria-pressed", String(this.get("query2") !== null));
   }
 
@@ -577,29 +742,40 @@ class View {
     if (picture.complete && w) this.image.draw(picture, h, w, view, true);
     this.image.canvas.setAttribute("aria-label",
       `${chosen.label}, ${size[1]} by ${size[0]} positions. Query at ${place(this.get(this.active))}. `
-      + "Arrow keys move it, with Shift by 8, with Alt the view; plus, minus and 0 zoom, 2 adds a second query, Enter keeps one.");
+      + "Arrow keys move it, with Shift by 8; I, J, K and L move the view; plus, minus and 0 zoom, 2 adds a second query, Enter keeps one.");
   }
 
   /** @param {Frame} frame @param {Heat} heat @param {Net} net @param {Point} point @param {any} view */
   drawMap(frame, heat, net, point, view) {
     frame.draw(colourMap(heat, net.h, net.w), net.h, net.w, view, false);
+    frame.heat = heat;
     frame.canvas.dataset.low = String(heat.scale.low);
     frame.canvas.dataset.high = String(heat.scale.high);
     frame.title.textContent = heat.label;
-    frame.note.textContent = this.rows.note(net, point);
-    frame.canvas.setAttribute("aria-label", `${heat.label}: affinity of every position to ${place(point)}, ${frame.note.textContent}.`);
+    frame.note.textContent = heat.note;
+    const what = heat.label.endsWith("\u0394") ? "affinity less the teacher's, of every position" : "affinity of every position";
+    frame.canvas.setAttribute("aria-label", `${heat.label}: ${what} to ${place(point)}, ${heat.note}.`);
+  }
+
+  /** The scales in use: what they measure, their colours, and their ends in words, which say where a map goes beyond.
+   * @returns {{ label: string, scale: Scale, ends: string[] }[]} */
+  legends() {
+    const heats = this.maps.flat().map((frame) => /** @type {Heat} */ (frame.heat));
+    return [false, true].filter((difference) => !difference || this.rows.different).flatMap((difference) => {
+      const scale = this.rows.scale(difference), shown = heats.filter((heat) => heat.scale.colours === scale.colours);
+      if (!shown.length) return [];
+      const beyond = (/** @type {(v: number) => boolean} */ test) => shown.some((heat) => heat.values.some(test));
+      const say = (/** @type {number} */ v) => String(v).replace("-", "\u2212");
+      return [{ label: difference ? "\u0394 affinity, student less teacher" : "Affinity (cosine)", scale, ends: [
+        (beyond((v) => v < scale.low - 1e-3) ? "\u2264 " : "") + say(scale.low), (beyond((v) => v > scale.high + 1e-3) ? "\u2265 " : "") + say(scale.high)] }];
+    });
   }
 
   drawLegend() {
-    const different = this.get("mode") === "difference" && this.rows.nets.some((net) => this.rows.comparable(net));
-    const scales = /** @type {[string, Scale][]} */ ([["Affinity", this.rows.scale(false)]]);
-    if (different) scales.push(["\u0394, student less teacher", this.rows.scale(true)]);
-    this.legend.replaceChildren(...scales.map(([label, { low, high, colours }]) => {
-      const stops = Array.from({ length: 17 }, (_, i) => css(colours, i / 16));
-      const bar = make("i", { class: "fx-bar" });
+    this.legend.replaceChildren(...this.legends().map(({ label, scale: { colours }, ends }) => {
+      const stops = Array.from({ length: 17 }, (_, i) => css(colours, i / 16)), bar = make("i", { class: "fx-bar" });
       bar.style.background = `linear-gradient(to right, ${stops.join()})`;
-      const end = (/** @type {number} */ v) => make("b", {}, String(v).replace("-", "\u2212"));
-      return make("span", { class: "fx-scale" }, make("span", {}, label), end(low), bar, end(high));
+      return make("span", { class: "fx-scale" }, make("span", {}, label), make("b", {}, ends[0]), bar, make("b", {}, ends[1]));
     }));
   }
 
@@ -671,13 +847,13 @@ class View {
     }));
     const base = canvas.height - 2 * head;
     write(`${this.get("tap")}, query at ${place(points[0])}` + (points[1] ? ` and ${place(points[1])}` : ""), gap, base + 42, true);
-    [...this.legend.children].forEach((_, i) => {
-      const scale = this.rows.scale(i === 1), x = gap + i * (side + gap);
-      for (let s = 0; s < 200; s++) {
-        context.fillStyle = css(scale.colours, s / 199);
+    this.legends().forEach(({ label, scale, ends }, i) => {
+      const x = gap + i * 1.5 * (side + gap);
+      for (let s = 0; s < 140; s++) {
+        context.fillStyle = css(scale.colours, s / 139);
         context.fillRect(x + s, base, 1.5, 12);
       }
-      write(`${scale.low} to ${scale.high}`.replaceAll("-", "\u2212"), x + 212, base + 11, true);
+      write(`${label}, ${ends[0]} to ${ends[1]}`, x + 152, base + 11, true);
     });
     canvas.toBlob((/** @type {Blob} */ blob) => download(blob, "affinity.png"), "image/png");
   }
