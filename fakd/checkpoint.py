@@ -201,7 +201,7 @@ def sitting(
 def differences(
     sittings: Sequence[Mapping[str, Any]],        # of one method, in order
     names: Sequence[str] | None = None,           # what is compared; None: all but the step
-) -> list[tuple[int, str, Any, Any]]:             # step, what, before, after
+) -> list[tuple[Any, str, Any, Any]]:             # step, what, before, after
     "What changed from one sitting to the next."
     return [(b.get("step"), k, a.get(k), b[k]) for a, b in zip(sittings, sittings[1:], strict=False)
             for k in b if k != "step" and (names is None or k in names) and a.get(k) != b[k]]
