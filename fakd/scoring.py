@@ -17,7 +17,7 @@ import torch
 
 from .benchmarks import ImageSet, image_sets
 from .complexity import describe_net, latencies, peak_memory
-from .config import EvaluateConfig, find_weights
+from .config import EvaluateConfig, find_weights, from_anywhere
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
@@ -139,7 +139,7 @@ def prepare_evaluation(
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
-    return Evaluation(cfg, cfg.given(), run, whole, code, now(), nets, about, sets, data)
+    return Evaluation(cfg, from_anywhere(cfg.given()), run, whole, code, now(), nets, about, sets, data)
 
 # %% ../nbs/64_scoring.ipynb #efe03f2c
 def _about(net: Any, source: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .affinity import mean_row
 from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
+from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
 from .evaluate import bicubic_rows, choose_border, evaluate, super_resolve
 from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
@@ -270,7 +270,8 @@ def prepare(
     scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
     data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
-    setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
+    given, code = from_anywhere(cfg.given()), code_digest()
+    setup = Setup(cfg, given, Run(Path()), "", code, now(), images, sets, data, crops, None, [])
     setup.student = own_student
     role = "student" if isinstance(cfg, DistillConfig) else "network"
     fresh = able_net(setup.new_student(), role, cfg.scale, cfg.patch_px)
