@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from .benchmarks import found_benchmarks, image_set, image_sets, join_sets
+from .benchmarks import SETS, found_benchmarks, image_set, image_sets, join_sets
 from .blocks import SCALES
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .files import read_json
@@ -31,7 +31,7 @@ from .weights import read_state
 # %% auto #0
 __all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'TrainConfig', 'DistillConfig', 'TeacherConfig',
            'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net', 'net_or_file', 'split_teachers',
-           'find_teacher', 'run_name', 'parameters']
+           'find_teacher', 'run_name', 'parameters', 'from_anywhere']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -565,3 +565,27 @@ def parameters(
         )
         names.update({t.id: None for t in targets if isinstance(t, ast.Name)})
     return {name: namespace[name] for name in names}
+
+# %% ../nbs/56_config.ipynb #f8fa0aa2
+_PATHS = ("data", "benchmarks", "teacher", "student", "init", "weights", "backbones")
+
+
+def from_anywhere(
+    given: Mapping[str, Any],  # what was asked
+) -> dict[str, Any]:           # the same, with such paths made absolute
+    "What was given, for a repetition that may start in another folder."
+
+    here, clone = Path.cwd(), places("")[-1]
+    bases = [base for base in places("") if base == clone or base != here]  # without a clone the root is here
+
+    def whole(part: str) -> str:
+        place = Path(part.strip())
+        known = part.strip() in ("", *SETS) or any((base / place).exists() for base in bases)
+        return part if known or place.is_absolute() or not place.exists() else str(here / place)
+
+    named = {key: value for key, value in given.items() if key in _PATHS and isinstance(value, str)}
+    for key, value in named.items():
+        parts = [value] if Path(value).exists() else value.split("+")
+        if key not in ("teacher", "student") or all(names_weights(part.strip()) for part in parts):
+            named[key] = "+".join(map(whole, parts))
+    return {**given, **named}

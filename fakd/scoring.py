@@ -19,7 +19,7 @@ from torch import nn
 
 from .benchmarks import ImageSet, image_sets
 from .complexity import describe_net, latencies, peak_memory
-from .config import MODULE, EvaluateConfig, find_weights
+from .config import MODULE, EvaluateConfig, find_weights, from_anywhere
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
@@ -168,7 +168,7 @@ def prepare_evaluation(
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
-    return Evaluation(cfg, cfg.given(), run, whole, code, now(), ready, about, sets, data)
+    return Evaluation(cfg, from_anywhere(cfg.given()), run, whole, code, now(), ready, about, sets, data)
 
 # %% ../nbs/64_scoring.ipynb #efe03f2c
 def _about(net: Any, source: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import html
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .affinity import mean_row
 from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
+from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
 from .evaluate import bicubic_rows, choose_border, evaluate, super_resolve
 from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
@@ -269,7 +270,8 @@ def prepare(
     scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
     data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
-    setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
+    given, code = from_anywhere(cfg.given()), code_digest()
+    setup = Setup(cfg, given, Run(Path()), "", code, now(), images, sets, data, crops, None, [])
     setup.student = own_student
     role = "student" if isinstance(cfg, DistillConfig) else "network"
     fresh = able_net(setup.new_student(), role, cfg.scale, cfg.patch_px)
@@ -430,8 +432,10 @@ def held_out_psnr(
     images: Sequence[ImagePair],  # small held-out crops
     device: str,                  # where to compute
 ) -> float:                       # dB, mean over images
-    "PSNR-Y on held-out crops, for the curve; it steers nothing."
-    return float(np.mean([psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in images]))
+    "PSNR-Y on held-out crops, for the curve; it steers nothing. Of one colour a crop may be exact: it never counts."
+    seen = [p for p in images if p.hr_img.min() != p.hr_img.max()]  # the same for every network and step
+    psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    return float(np.mean(psnr)) if psnr else math.nan
 
 # %% ../nbs/65_train.ipynb #f7854a25
 def score(
@@ -562,7 +566,7 @@ def _about_teacher(setup: Setup) -> dict[str, Any] | None:
 
 def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     "The end of a history, and its best held-out PSNR."
-    measured = [line for line in history if line["psnr_y"] is not None]
+    measured = [line for line in history if line["psnr_y"] is not None and math.isfinite(line["psnr_y"])]
     best = max(measured, key=lambda line: line["psnr_y"], default={})
     return {
         **{k: v for k, v in history[-1].items() if k != "method"},
