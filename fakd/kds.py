@@ -227,7 +227,6 @@ class _Registered:
     scheduler: Any = None
     losses: LossChoice | None = None
     criterion: DistillLoss | None = None  # made by the first `train` after a change
-    ranges: dict[str, int]                # of the networks' images, 1 or 255, by role, once they are known
 
     def setDevice(
         self,
@@ -236,8 +235,7 @@ class _Registered:
         "Register the device (기기 등록); what is registered already moves to it."
         with _in_korean_too():
             self.device = torch.device(choose_device(str(device)))
-        terms = self.losses.made.values() if self.losses is not None else []
-        for net in filter(None, (self.teacher_model, self.student_model, *terms)):
+        for net in filter(None, (self.teacher_model, self.student_model, *getattr(self.losses, "made", {}).values())):
             net.to(self.device)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(self.optimizer.state_dict())  # its memory follows its parameters
@@ -272,8 +270,7 @@ class _Registered:
     ) -> None:
         "Register another optimiser (최적화 함수 등록); the scheduler is made anew."
         self.optimizer = _default_adam(self) if optim is None else _checked(optim, self.student_model)
-        self.scheduler = StepLR(self.optimizer, step_size=150, gamma=0.1)
-        self.criterion = None
+        self.scheduler, self.criterion = StepLR(self.optimizer, step_size=150, gamma=0.1), None
 
     def getScheduler(self) -> StepLR:
         "The scheduler (스케줄러), for the user to step: a tenth of the rate every 150 steps."
@@ -481,7 +478,8 @@ class KDS(_Registered):
         self,
         value_range: float = 255,  # of the images given to `train`: 255, or 1 for images of 0..1
     ):
-        self.value_range, self.steps, self.ranges = value_range, 0, {}
+        self.value_range, self.steps = value_range, 0
+        self.ranges: dict[str, int] = {}  # of the networks' images, 1 or 255, by role, once they are known
         self.taps: dict[str, list[int | str]] = {}  # by role
         self.loss: Tensor | float = 0  # of the last batch, as what follows; without a graph
         self.terms: dict[str, Tensor] = {}  # its parts, weighted
