@@ -11,8 +11,10 @@ from fakd.benchmarks import image_set, image_sets
 from fakd.config import DistillConfig
 from fakd.core import FakdError, write_image
 from fakd.degrade import imresize
+from fakd.evaluate_report import evaluation_page
 from fakd.images import read_image
 from fakd.report import run_page
+from fakd.scoring import evaluate_weights
 from fakd.screening import check_set, data_use, screen
 from fakd.train import distill, prepare
 
@@ -199,3 +201,20 @@ def test_a_use_says_where_lr_images_come_from(tmp_path):
     use = data_use(image_set(tmp_path / "own"), "evaluate", 4)
     assert (use.lr_source, use.count) == ("own, of LR_unknown/X4", 1)
     assert read_image(tmp_path / "own" / "HR" / "a.png").shape == (96, 120, 3)
+
+
+def test_an_evaluation_knows_what_its_networks_were_trained_on(tmp_path):
+    "From the record beside the weights: the same set, and another that shares pixels with the training images."
+    for k in range(5):
+        write_image(tmp_path / "train" / f"{k}.png", data.astronaut()[k:500, :])
+    write_image(tmp_path / "new" / "a.png", data.astronaut()[150:300, 100:300, :])
+    run = distill(**TINY, data=tmp_path / "train", benchmarks="sample", out_dir=str(tmp_path / "runs"))
+    asked = {"weights": str(run.dir), "repeats": 0, "out_dir": str(tmp_path / "runs")}
+    with pytest.warns(UserWarning, match="among the training images"):
+        evaluation = evaluate_weights(**asked, benchmarks=[tmp_path / "train", "sample-eval", tmp_path / "new", "sample"])
+    uses = {use.name: use for use in evaluation.record.data}
+    assert len(uses["train"].trained_on) == 5 and list(uses["sample-eval"].trained_on) == ["astronaut"]
+    assert not uses["sample"].trained_on
+    assert uses["sample-eval"].trained_on["astronaut"].endswith(f"a piece, of {run.id}")  # as that run found
+    assert uses["new"].trained_on == {"a": f"train of {run.id}, a piece"}  # found now
+    assert "1 of 5 images of sample-eval are among the training images" in evaluation_page(evaluation).read_text()
