@@ -31,7 +31,6 @@ from torch import nn
 from .affinity import unit_maps
 from .affinity_views import DIFFERENCE_COLOURS, AffinityProgress, FeatureMaps, feature_maps, progress_of, query_view
 from .benchmarks import image_set
-from .config import Config
 from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
@@ -40,6 +39,7 @@ from .images import read_image
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
+from .settings import Config
 from .train import middles, query_pixels
 from .weights import net_digest
 

@@ -302,6 +302,9 @@ class Record(BaseModel):
     digest: str = Field(description="sha256 of everything that decided the result")
     given: dict[str, Any] = Field(description="what was asked")
     resolved: dict[str, Any] = Field(description="the same with no open choice left")
+    origin: dict[str, str] = Field(
+        default_factory=dict, description="where each of these comes from: given, preset, chosen, default"
+    )
     environment: dict[str, Any] = Field(description="python, machine, versions, git commit")
     code_digest: str
     data: list[DataUse]

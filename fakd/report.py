@@ -307,7 +307,8 @@ def _settings(record: Record) -> list[tuple[str, str, str]]:
     for name, value in record.resolved.items():
         asked = record.given.get(name, value)
         note = "" if asked == value else f" (asked for: {_words(asked)})"
-        rows.append((name, _words(value) + note, "given" if name in record.given else "chosen"))
+        origin = record.origin.get(name, "given" if name in record.given else "chosen")
+        rows.append((name, _words(value) + note, origin))
     return rows
 
 # %% ../nbs/80_report.ipynb #bb3fae6d
