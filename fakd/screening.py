@@ -239,7 +239,7 @@ def _trained_on(
                 found[pairs[i].name] = f"{where}, {'the whole picture' if whole else 'a piece'}"
     return found
 
-
+# %% ../nbs/24_screening.ipynb #75ce02a0
 def evaluation_use(
     images: ImageSet,         # to be scored
     scale: int,               # 2, 3, 4 or 8
