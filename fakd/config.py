@@ -54,6 +54,22 @@ def _step(step: int, steps: int, at: int | list[int] = 0, gamma: float = 0.5) ->
 
 SCHEDULES: dict[str, Callable[..., float]] = {"constant": _constant, "cosine": _cosine, "step": _step}
 
+# %% ../nbs/56_config.ipynb #2916bbc0
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what is accepted; others would turn or stop the training
+    "warmup": ("a whole number of steps from 0", _whole),
+    "floor": ("a number from 0 to 1", _share),
+    "at": ("a step from 0, or a list of such", lambda at: all(map(_whole, at if isinstance(at, list) else [at]))),
+    "gamma": ("a number above 0 and at most 1", lambda gamma: _share(gamma) and gamma > 0),
+}
+
 # %% ../nbs/56_config.ipynb #dab1b6cb
 def learn_rate_at(
     step: int,          # from 0
@@ -67,14 +83,14 @@ def learn_rate_at(
         raise FakdError(f"schedule {schedule}: give one of {', '.join(SCHEDULES)}, without a weight.")
     factor = SCHEDULES[pick(term.name, SCHEDULES, "schedule")]
     options = list(inspect.signature(factor).parameters)[2:]
-    for key in term.options:
+    for key, value in term.options.items():
         if key not in options:
             raise FakdError(f'schedule {schedule}: {term.name} has no option "{key}". {nearest(key, options)}'
                             f"Known: {', '.join(options) or 'none'}.")
-    try:
-        return learn_rate * float(factor(step, steps, **term.options))
-    except (TypeError, ValueError):
-        raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
+        accepted, is_right = _OPTIONS[key]
+        if not is_right(value):
+            raise FakdError(f"schedule {schedule}: {key} is {value!r}; give {accepted}.")
+    return learn_rate * float(factor(step, steps, **term.options))
 
 # %% ../nbs/56_config.ipynb #d2600d8f
 def _read_sets(given: Any) -> Any:
@@ -102,7 +118,7 @@ class TrainConfig(Config):
     batch_size: int | None = setting(None, "patches a step", ge=1)
     accumulate: int = setting(1, "parts that a batch is computed in, to save memory", ge=1)
     patch_px: int | None = setting(None, "side of the LR patch in pixels", ge=4)
-    learn_rate: float | None = setting(None, "Adam's learning rate before the schedule", gt=0)
+    learn_rate: float | None = setting(None, "Adam's learning rate before the schedule", gt=0, le=1e15)
     schedule: str | None = setting(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
     clip_norm: float | None = setting(None, "largest norm of the gradient, 0: no clipping", ge=0)
     ema: float | None = setting(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
@@ -322,9 +338,9 @@ def find_weights(
     for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
-            files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
+            files = [p for p in path.glob("[!.]*") if p.suffix in _WEIGHTS]
             runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
-            files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
+            files += [p for run in runs for p in run.glob("weights/[!.]*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
         else:
@@ -413,8 +429,8 @@ def find_teacher(
         return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
     shipped, runs = places("data/weights"), places("reports/runs")
-    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
-    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
+    files = [p for place in shipped for p in sorted(place.glob("[!.]*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/[!.]*.safetensors"))]:
         has = read_state(path)[1]
         if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
             return portable(path)

@@ -29,7 +29,7 @@ from .onnx import open_net
 from .pages import make_pages
 from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
-from .screening import PERCEPTION_PX, check_set, data_use
+from .screening import PERCEPTION_PX, evaluation_use
 from .weights import net_digest
 
 # %% auto #0
@@ -108,7 +108,8 @@ class Evaluation:
                                                  "assumed"))
         sets = ", ".join(f"{d.name} ({d.count})" for d in self.data)
         return (f"<p><b>{self.run.id}</b></p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-                f"<p>images: {html.escape(sets)}</p>")
+                f"<p>images: {html.escape(sets)}</p>"
+                + "".join(f"<p><b>{html.escape(d.warning)}</b></p>" for d in self.data if d.warning))
 
 # %% ../nbs/64_scoring.ipynb #3469d9a7
 def _find_nets(
@@ -153,10 +154,10 @@ def prepare_evaluation(
     about = {name: _about(*one) for name, one in found.items()}
     sets = image_sets(str(cfg.benchmarks))
     scales = sorted({net.scale for net in ready.values()})
-    for scale in scales:
-        for images in sets:
-            check_set(images, scale, PERCEPTION_PX if cfg.backbone_files else 0, progress=True)
-    data = [data_use(s, "evaluate", scale, Row.set_label(s.name, scale, scales)) for scale in scales for s in sets]
+    files = [find_path(source) for _, source in found.values() if not source.startswith(MODULE)]
+    least = PERCEPTION_PX if cfg.backbone_files else 0
+    data = [evaluation_use(s, scale, Row.set_label(s.name, scale, scales), files, least)
+            for scale in scales for s in sets]
     code = code_digest()
     whole = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}, "code": code,
