@@ -25,6 +25,7 @@ from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
+from .record import runs_folder
 from .settings import Config, setting
 from .weights import read_state
 
@@ -285,6 +286,7 @@ class EvaluateConfig(Config):
 
     def resolve(self) -> EvaluateConfig:
         "The same with no open choice left: files found, sets checked, device and precision chosen."
+        runs_folder(self.out_dir)  # refuses a place where nothing can be written
         device = choose_device(self.device)
         wanted = [choose_precision(p.strip(), device) for p in self.precision.split("+")]
         late = {"device": device, "precision": "+".join(dict.fromkeys(wanted))}
@@ -419,6 +421,7 @@ def find_teacher(
 def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     "The last choices, which presets do not touch, and the check of every set's name."
     fields = type(config).model_fields
+    runs_folder(config.out_dir)  # refuses a place where nothing can be written
     device = choose_device(config.device)
     late = {"device": device, "precision": choose_precision(chosen.get("precision", config.precision), device)}
     if config.benchmarks is None and "benchmarks" not in chosen:

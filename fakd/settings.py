@@ -44,6 +44,8 @@ def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
         if len(parts) > 1 and (odd := [part for part in parts if "+" in part and os.path.exists(find_path(part))]):
             raise FakdError(f"{name} {odd[0]}: several are joined by +, so none may have a + in its name. Rename it.")
         return "+".join(parts)
+    if isinstance(value, str) and not value.strip():
+        raise FakdError(f'{name} "": an empty text is no answer. Leave it out to have the default.')
     if value == "None" and type(None) in kinds:
         return None
     if isinstance(value, os.PathLike) and name not in ("data", "benchmarks"):

@@ -29,6 +29,7 @@ from .foreign import Foreign, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
+from .needs import refuse_needs
 from .nets import NETS, make_net, net_spec
 from .onnx import open_net
 from .pages import make_pages
@@ -296,6 +297,7 @@ def prepare(
         _choose_taps(setup, fresh, own)
         cfg = setup.config
         _looked_at(setup)  # refuses an image that is not there
+    refuse_needs(fresh, cfg)
     _check_loss(setup, fresh)
     setup.origin = {
         "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
