@@ -21,7 +21,7 @@ from .config import EvaluateConfig, find_weights
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
-from .foreign import load_any
+from .foreign import assumed_of, load_any
 from .metrics import perceptual_measures
 from .pages import make_pages
 from .progress import Bar
@@ -148,7 +148,7 @@ def _about(net: Any, source: str) -> dict[str, Any]:
     sizes = ",".join(f"{k}={v}" for k, v in described["sizes"].items())
     spec = getattr(net, "spec", "") or f"{described['network']}({sizes})"
     return {**described, "network": spec.split("(")[0], "spec": spec, "source": source, "digest": net_digest(net),
-            "assumptions": list(getattr(net, "assumptions", []))}
+            "assumptions": assumed_of(net)}
 
 # %% ../nbs/64_scoring.ipynb #19d3e2f2
 KEPT_IMAGES, KEPT_NETS = 8, 6  # at most: as many as a page can show
