@@ -30,12 +30,8 @@ from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
-<<<<<<< HEAD
 from .needs import refuse_needs
-from .nets import NETS, make_net, net_spec
-=======
 from .nets import make_net, net_spec
->>>>>>> origin/main
 from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
