@@ -36,11 +36,11 @@ from .degrade import degrade, modcrop
 from .evaluate import super_resolve
 from .foreign import load_any
 from .images import read_image
+from .keep import middles, query_pixels
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
 from .settings import Config
-from .train import middles, query_pixels
 from .weights import net_digest
 
 # %% auto #0

@@ -5,11 +5,12 @@
 # %% ../nbs/55_settings.ipynb #f1555287
 from __future__ import annotations
 
+import functools
 import html
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from .core import FakdError, find_path, nearest
 
 # %% auto #0
-__all__ = ['setting', 'Config', 'explain']
+__all__ = ['Function', 'setting', 'Config', 'explain', 'written_out']
 
 # %% ../nbs/55_settings.ipynb #70bf60ef
 def setting(
@@ -145,3 +146,21 @@ def _shown(value: Any) -> str:
     except ValueError:
         text = "(a number of thousands of digits)"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+# %% ../nbs/55_settings.ipynb #db8ce8dd
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def written_out(
+    run: Callable[[dict[str, Any]], Any],    # gets the arguments that were given, by name
+) -> Callable[[Function], Function]:
+    "Decorates a function whose arguments stand there for readers: `run` does the work."
+
+    def of(described: Function) -> Function:
+        @functools.wraps(described)
+        def call(**given: Any) -> Any:
+            return run(given)
+
+        return cast(Function, call)
+
+    return of
