@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from .benchmarks import found_benchmarks, image_set, image_sets, join_sets
+from .benchmarks import SETS, found_benchmarks, image_set, image_sets, join_sets
 from .blocks import SCALES
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .files import read_json
@@ -32,7 +32,7 @@ from .weights import read_state
 # %% auto #0
 __all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'TrainConfig', 'DistillConfig', 'TeacherConfig',
            'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net', 'net_or_file', 'split_teachers',
-           'find_teacher', 'run_name', 'parameters']
+           'find_teacher', 'run_name', 'parameters', 'from_anywhere']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -55,6 +55,22 @@ def _step(step: int, steps: int, at: int | list[int] = 0, gamma: float = 0.5) ->
 
 SCHEDULES: dict[str, Callable[..., float]] = {"constant": _constant, "cosine": _cosine, "step": _step}
 
+# %% ../nbs/56_config.ipynb #2916bbc0
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what is accepted; others would turn or stop the training
+    "warmup": ("a whole number of steps from 0", _whole),
+    "floor": ("a number from 0 to 1", _share),
+    "at": ("a step from 0, or a list of such", lambda at: all(map(_whole, at if isinstance(at, list) else [at]))),
+    "gamma": ("a number above 0 and at most 1", lambda gamma: _share(gamma) and gamma > 0),
+}
+
 # %% ../nbs/56_config.ipynb #dab1b6cb
 def learn_rate_at(
     step: int,          # from 0
@@ -68,14 +84,14 @@ def learn_rate_at(
         raise FakdError(f"schedule {schedule}: give one of {', '.join(SCHEDULES)}, without a weight.")
     factor = SCHEDULES[pick(term.name, SCHEDULES, "schedule")]
     options = list(inspect.signature(factor).parameters)[2:]
-    for key in term.options:
+    for key, value in term.options.items():
         if key not in options:
             raise FakdError(f'schedule {schedule}: {term.name} has no option "{key}". {nearest(key, options)}'
                             f"Known: {', '.join(options) or 'none'}.")
-    try:
-        return learn_rate * float(factor(step, steps, **term.options))
-    except (TypeError, ValueError):
-        raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
+        accepted, is_right = _OPTIONS[key]
+        if not is_right(value):
+            raise FakdError(f"schedule {schedule}: {key} is {value!r}; give {accepted}.")
+    return learn_rate * float(factor(step, steps, **term.options))
 
 # %% ../nbs/56_config.ipynb #d2600d8f
 def _read_sets(given: Any) -> Any:
@@ -103,7 +119,7 @@ class TrainConfig(Config):
     batch_size: int | None = setting(None, "patches a step", ge=1)
     accumulate: int = setting(1, "parts that a batch is computed in, to save memory", ge=1)
     patch_px: int | None = setting(None, "side of the LR patch in pixels", ge=4)
-    learn_rate: float | None = setting(None, "Adam's learning rate before the schedule", gt=0)
+    learn_rate: float | None = setting(None, "Adam's learning rate before the schedule", gt=0, le=1e15)
     schedule: str | None = setting(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
     clip_norm: float | None = setting(None, "largest norm of the gradient, 0: no clipping", ge=0)
     ema: float | None = setting(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
@@ -324,9 +340,9 @@ def find_weights(
     for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
-            files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
+            files = [p for p in path.glob("[!.]*") if p.suffix in _WEIGHTS]
             runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
-            files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
+            files += [p for run in runs for p in run.glob("weights/[!.]*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
         else:
@@ -407,8 +423,8 @@ def find_teacher(
         return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
     shipped, runs = places("data/weights"), places("reports/runs")
-    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
-    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
+    files = [p for place in shipped for p in sorted(place.glob("[!.]*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/[!.]*.safetensors"))]:
         has = read_state(path)[1]
         if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
             return portable(path)
@@ -560,3 +576,27 @@ def parameters(
         )
         names.update({t.id: None for t in targets if isinstance(t, ast.Name)})
     return {name: namespace[name] for name in names}
+
+# %% ../nbs/56_config.ipynb #f8fa0aa2
+_PATHS = ("data", "benchmarks", "teacher", "student", "init", "weights", "backbones")
+
+
+def from_anywhere(
+    given: Mapping[str, Any],  # what was asked
+) -> dict[str, Any]:           # the same, with such paths made absolute
+    "What was given, for a repetition that may start in another folder."
+
+    here, clone = Path.cwd(), places("")[-1]
+    bases = [base for base in places("") if base == clone or base != here]  # without a clone the root is here
+
+    def whole(part: str) -> str:
+        place = Path(part.strip())
+        known = part.strip() in ("", *SETS) or any((base / place).exists() for base in bases)
+        return part if known or place.is_absolute() or not place.exists() else str(here / place)
+
+    named = {key: value for key, value in given.items() if key in _PATHS and isinstance(value, str)}
+    for key, value in named.items():
+        parts = [value] if Path(value).exists() else value.split("+")
+        if key not in ("teacher", "student") or all(names_weights(part.strip()) for part in parts):
+            named[key] = "+".join(map(whole, parts))
+    return {**given, **named}

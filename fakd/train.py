@@ -23,9 +23,9 @@ from .affinity import mean_row
 from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
+from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
-from .evaluate import bicubic_rows, choose_border, evaluate, super_resolve
+from .evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
 from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
@@ -246,7 +246,8 @@ def prepare(
     scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
     data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
-    setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
+    given, code = from_anywhere(cfg.given()), code_digest()
+    setup = Setup(cfg, given, Run(Path()), "", code, now(), images, sets, data, crops, None, [])
     setup.student = own_student
     role = "student" if isinstance(cfg, DistillConfig) else "network"
     fresh = able_net(setup.new_student(), role, cfg.scale, cfg.patch_px)
@@ -410,7 +411,10 @@ def held_out_psnr(
 ) -> float:                       # dB, mean over images
     "PSNR-Y on held-out crops, for the curve; it steers nothing. Of one colour a crop may be exact: it never counts."
     seen = [p for p in images if p.hr_img.min() != p.hr_img.max()]  # the same for every network and step
-    psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    try:
+        psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    except NotFinite:
+        raise Diverged("its images of held-out crops are not finite") from None
     return float(np.mean(psnr)) if psnr else math.nan
 
 # %% ../nbs/65_train.ipynb #f7854a25

@@ -10,6 +10,7 @@ import skimage.data
 from fixtures import make_run_fixture
 from torch import nn
 
+from fakd.cards import card
 from fakd.core import FakdError, write_image
 from fakd.evaluate_report import (
     evaluation_finding,
@@ -212,3 +213,16 @@ def test_every_figure_of_an_evaluation_has_its_files_and_none_is_needed(evaluate
     run = make_run_fixture(tmp_path, pictures=False, kind="evaluate", rows=[], summary={},
                            student={"nets": {"net": {"scale": 2, "params": 1, "macs": 1}}, "ways": {}})
     assert "The run kept no images to compare." in evaluation_page(run).read_text(encoding="utf-8")
+
+
+def test_a_card_has_the_means_of_the_images_that_count(tmp_path):
+    rows = rows_of("S", bicubic={"a": 20, "black": INF}, teacher={"a": 22, "black": 45}) + rows_of(
+        "T", bicubic={"x": INF}, teacher={"x": 30})
+    settings = ("init", "steps", "batch_size", "patch_px", "learn_rate", "schedule", "ema", "loss", "seed", "precision")
+    run = make_run_fixture(
+        tmp_path, pictures=False, kind="teacher", rows=rows, summary={}, history={"teacher": {"time_s": 60.0}},
+        resolved={"scale": 4, **dict.fromkeys(settings, 1)},
+        data=[{"name": "sample", "role": "train", "count": 9, "digest": "ab"}])
+    text = card(run.record)
+    assert "| S | 1 | 22.00 dB | 0.2200 | 20.00 dB | 0.2000 |" in text
+    assert "black of S (psnr_y is inf for bicubic); x of T (psnr_y is inf for bicubic)." in text
