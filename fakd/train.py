@@ -31,7 +31,7 @@ from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
 from .needs import refuse_needs
-from .nets import make_net, net_spec
+from .nets import make_net
 from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
@@ -42,11 +42,11 @@ from .settings import written_out
 from .taps import Taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members, suggest_pairs, tap_pairs
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
-from .weights import load_net, load_weights, net_digest, save_weights
+from .weights import load_net, load_weights, net_digest, save_weights, warm_start
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'prepare', 'equal_time_steps', 'fit', 'Fitted', 'held_out_psnr',
-           'score', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'prepare', 'equal_time_steps', 'fit', 'Fitted', 'held_out_psnr', 'score',
+           'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -159,19 +159,6 @@ def loss_needs(
     parts = cfg.batch_size // cfg.accumulate, cfg.scale * cfg.patch_px
     memory = max(loss_memory(cfg.loss, {str(i): s for i, s in enumerate(shapes)}, *parts) for shapes in at_once)
     return list(zip(ours.items(), *(t.items() for t in theirs), strict=True)), memory
-
-# %% ../nbs/65_train.ipynb #2af32a1f
-def warm_start(
-    net: nn.Module,  # freshly made
-    path: str,       # a weights file, perhaps of another scale
-) -> nn.Module:      # the same network
-    "Take every tensor of equal name and shape from a file: the body of another scale serves, its upsampler does not."
-    own, theirs = net.state_dict(), load_net(find_path(path)).state_dict()  # of 0..255, whatever the file is of
-    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
-    if all(k.startswith(("head.", "tail.", "sub_mean.", "add_mean.")) for k in taken):
-        raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
-    net.load_state_dict({**own, **taken})
-    return net
 
 # %% ../nbs/65_train.ipynb #61d69fde
 def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None) -> Any:
