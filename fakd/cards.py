@@ -14,7 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from .benchmarks import SETS, image_sets
 from .core import FakdError, atomic_write, root, static
 from .evaluate import bicubic_rows, evaluate
-from .record import Record, Run, read_record, summarise
+from .figures import fixed
+from .record import Record, Run, compare_sets, left_out, left_out_words, read_record, summarise
 from .repeat import repeat_command
 from .screening import data_use
 from .weights import load_net
@@ -23,6 +24,16 @@ from .weights import load_net
 __all__ = ['card', 'ship', 'score_more']
 
 # %% ../nbs/81_cards.ipynb #1d3b4fce
+def _scores(record: Record) -> list[list[str]]:
+    "A line of the card for each set: PSNR and SSIM of the network and of bicubic, over the images that count."
+    lines = []
+    for name, found in compare_sets(record.rows).items():
+        means = [fixed(found.mean(m, value) if m in found.methods else None, digits) + unit
+                 for m in ("teacher", "bicubic") for value, digits, unit in (("psnr_y", 2, " dB"), ("ssim_y", 4, ""))]
+        lines.append([name, str(len(found.images)), *means])
+    return lines
+
+
 # what decided the weights, in the card's order
 _SETTINGS = ("init", "steps", "batch_size", "patch_px", "learn_rate", "schedule", "ema", "loss", "seed", "precision")
 
@@ -41,6 +52,8 @@ def card(
     template = Environment(keep_trailing_newline=True, undefined=StrictUndefined).from_string(static("card.md.j2"))
     return template.render(
         r=record.model_dump(),
+        scores=_scores(record),
+        apart=left_out_words(record.rows),
         train=train,
         weights=weights,
         settings=_SETTINGS,
@@ -85,4 +98,5 @@ def score_more(
     rows += [*bicubic_rows(sets, scale), *evaluate({"teacher": load_net(weights)}, sets, scale)]
     data = [d for d in record.data if d.role != "evaluate" or d.name not in names]
     data += [data_use(s, "evaluate", scale) for s in sets]
-    return _tell(weights, record.model_copy(update={"rows": rows, "summary": summarise(rows), "data": data}))
+    means = {"summary": summarise(rows), "left_out": left_out(rows)}
+    return _tell(weights, record.model_copy(update={"rows": rows, **means, "data": data}))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .commands import SHELLS, add_commands, completion, dashed, refuse
 from .core import FakdError, choose_device, find_path, set_threads
-from .download import data_get, data_list, data_verify
+from .download import data_get, data_list, data_lr_sources, data_verify
 from .foreign import load_any
 from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
 from .onnx import OnnxNet
@@ -165,6 +165,7 @@ def _data(given: argparse.Namespace) -> int:
         print(data_get(given.name))
     else:
         faults = data_verify(given.name, progress)
+        print(data_lr_sources(given.name))
         print("\n".join([*faults, f"{given.name}: {len(faults) or 'no'} fault{'s' if len(faults) != 1 else ''}"]))
         return 1 if faults else 0
     return 0

@@ -17,7 +17,7 @@ import torch
 from pydantic.fields import FieldInfo
 
 from .complexity import count_params
-from .config import Config, DistillConfig, EvaluateConfig, TeacherConfig
+from .config import DistillConfig, EvaluateConfig, TeacherConfig
 from .core import FakdError, find_path, nearest, places, portable
 from .figures import result_table
 from .foreign import load_any
@@ -28,6 +28,7 @@ from .pages import make_pages
 from .record import Run
 from .report import index_page
 from .scoring import evaluate_weights
+from .settings import Config
 from .train import distill, train_teacher
 from .upscale import net_scale
 from .weights import read_state

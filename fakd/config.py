@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import glob
-import html
 import inspect
 import math
 import os
@@ -15,23 +14,24 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import field_validator
 
-from .benchmarks import found_benchmarks, image_set, image_sets, join_sets
+from .benchmarks import SETS, found_benchmarks, image_set, image_sets, join_sets
 from .blocks import SCALES
 from .core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
 from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
+from .settings import Config, setting
 from .weights import read_state
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'Config', 'TrainConfig', 'explain',
-           'DistillConfig', 'TeacherConfig', 'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net',
-           'net_or_file', 'split_teachers', 'find_teacher', 'run_name', 'parameters']
+__all__ = ['SCHEDULES', 'MODULE', 'PRESETS', 'TEACHER_PRESETS', 'learn_rate_at', 'TrainConfig', 'DistillConfig', 'TeacherConfig',
+           'EvaluateConfig', 'names_weights', 'find_weights', 'fill', 'str_net', 'net_or_file', 'split_teachers',
+           'find_teacher', 'run_name', 'parameters', 'from_anywhere']
 
 # %% ../nbs/56_config.ipynb #a57c329a
 def _constant(step: int, steps: int) -> float:
@@ -54,6 +54,22 @@ def _step(step: int, steps: int, at: int | list[int] = 0, gamma: float = 0.5) ->
 
 SCHEDULES: dict[str, Callable[..., float]] = {"constant": _constant, "cosine": _cosine, "step": _step}
 
+# %% ../nbs/56_config.ipynb #2916bbc0
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what is accepted; others would turn or stop the training
+    "warmup": ("a whole number of steps from 0", _whole),
+    "floor": ("a number from 0 to 1", _share),
+    "at": ("a step from 0, or a list of such", lambda at: all(map(_whole, at if isinstance(at, list) else [at]))),
+    "gamma": ("a number above 0 and at most 1", lambda gamma: _share(gamma) and gamma > 0),
+}
+
 # %% ../nbs/56_config.ipynb #dab1b6cb
 def learn_rate_at(
     step: int,          # from 0
@@ -67,59 +83,14 @@ def learn_rate_at(
         raise FakdError(f"schedule {schedule}: give one of {', '.join(SCHEDULES)}, without a weight.")
     factor = SCHEDULES[pick(term.name, SCHEDULES, "schedule")]
     options = list(inspect.signature(factor).parameters)[2:]
-    for key in term.options:
+    for key, value in term.options.items():
         if key not in options:
             raise FakdError(f'schedule {schedule}: {term.name} has no option "{key}". {nearest(key, options)}'
                             f"Known: {', '.join(options) or 'none'}.")
-    try:
-        return learn_rate * float(factor(step, steps, **term.options))
-    except (TypeError, ValueError):
-        raise FakdError(f"schedule {schedule}: its options are numbers, and `at` may be a list of steps.") from None
-
-# %% ../nbs/56_config.ipynb #70bf60ef
-def _field(
-    default: Any, text: str, digest: bool = True, resume: Literal["same", "more", "any"] = "same", **limits: Any
-) -> Any:
-    "A field with its two marks."
-    return Field(default, description=text, json_schema_extra={"digest": digest, "resume": resume}, **limits)
-
-# %% ../nbs/56_config.ipynb #d377e9b4
-class Config(BaseModel):
-    "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    _origin: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    def __init__(self, **values: Any):
-        try:
-            super().__init__(**values)
-        except ValidationError as fault:
-            raise FakdError(explain(fault, list(type(self).model_fields))) from None
-
-    def _completed(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
-        "A copy with some values replaced, remembering where they come from."
-        new = type(self)(**{**self.model_dump(), **values})
-        new._origin = {**origin, **self._origin}
-        return new
-
-    def given(self) -> dict[str, Any]:
-        "What was asked: the values that neither a preset nor a default decided."
-        defaults = {k: f.default for k, f in type(self).model_fields.items()}
-        return {k: v for k, v in self if self._origin.get(k, "given") == "given" and v != defaults[k]}
-
-    @classmethod
-    def marks(cls) -> dict[str, dict[str, Any]]:
-        "The marks `digest` and `resume` of each field."
-        return {name: dict(field.json_schema_extra) for name, field in cls.model_fields.items()}  # type: ignore[arg-type]
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{self._origin.get(k, 'given')}</td>"
-            f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
-            for k, v in self
-        )
-        head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+        accepted, is_right = _OPTIONS[key]
+        if not is_right(value):
+            raise FakdError(f"schedule {schedule}: {key} is {value!r}; give {accepted}.")
+    return learn_rate * float(factor(step, steps, **term.options))
 
 # %% ../nbs/56_config.ipynb #d2600d8f
 def _read_sets(given: Any) -> Any:
@@ -130,41 +101,43 @@ def _read_sets(given: Any) -> Any:
 class TrainConfig(Config):
     "What every training run has; `DistillConfig` and `TeacherConfig` add their own."
 
-    scale: Literal[2, 3, 4, 8] = _field(4, "upscaling factor: 2, 3, 4 or 8")
-    preset: str = _field(
+    scale: Literal[2, 3, 4, 8] = setting(4, "upscaling factor: 2, 3, 4 or 8")
+    preset: str = setting(
         "mini", "fills what is None: mini (minutes), small (hours), paper (FAKD's recipe)", digest=False
     )
-    data: str | None = _field(
+    data: str | None = setting(
         None, "training images: sample, a set's name, a folder, or several joined by +; in Python also a Path or a list"
     )
-    benchmarks: str | None = _field(
+    benchmarks: str | None = setting(
         None,
         "sets to evaluate on, as for data; None: sample-eval and every benchmark found",
         digest=False,
         resume="any",
     )
-    steps: int | None = _field(None, "optimiser steps", resume="more", ge=1)
-    batch_size: int | None = _field(None, "patches a step", ge=1)
-    accumulate: int = _field(1, "parts that a batch is computed in, to save memory", ge=1)
-    patch_px: int | None = _field(None, "side of the LR patch in pixels", ge=4)
-    learn_rate: float | None = _field(None, "Adam's learning rate before the schedule", gt=0)
-    schedule: str | None = _field(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
-    clip_norm: float | None = _field(None, "largest norm of the gradient, 0: no clipping", ge=0)
-    ema: float | None = _field(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
-    seed: int = _field(0, "of initial weights, patches and every other draw", ge=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("auto", "auto, fp32, bf16, or fp16 on CUDA")
-    device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
-    workers: int | None = _field(None, "threads that read images, None: one a CPU", digest=False, resume="any", ge=1)
-    checkpoint_min: float = _field(
+    steps: int | None = setting(None, "optimiser steps", resume="more", ge=1)
+    batch_size: int | None = setting(None, "patches a step", ge=1)
+    accumulate: int = setting(1, "parts that a batch is computed in, to save memory", ge=1)
+    patch_px: int | None = setting(None, "side of the LR patch in pixels", ge=4)
+    learn_rate: float | None = setting(None, "Adam's learning rate before the schedule", gt=0, le=1e15)
+    schedule: str | None = setting(None, "constant, cosine(warmup=N) or step(at=[N],gamma=0.5)")
+    clip_norm: float | None = setting(None, "largest norm of the gradient, 0: no clipping", ge=0)
+    ema: float | None = setting(None, "decay of the averaged weights that are reported, 0: none", ge=0, lt=1)
+    seed: int = setting(0, "of initial weights, patches and every other draw", ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto, fp32, bf16, or fp16 on CUDA")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", digest=False, resume="any")
+    workers: int | None = setting(
+        None, "threads that read images, 1 to 256; None: one a CPU", digest=False, resume="any", ge=1, le=256
+    )
+    checkpoint_min: float = setting(
         1.0, "minutes between checkpoints, 0: after every step", digest=False, resume="any", ge=0
     )
-    resume: str = _field(
-        "auto",
-        "auto: continue this very run if it is unfinished; never; or the folder of a run",
-        digest=False,
-        resume="any",
+    resume: str = setting(
+        "auto", "auto: continue this very run if it is unfinished; never; or the folder of a run",
+        digest=False, resume="any",
     )
-    out_dir: str = _field("reports/runs", "folder of runs", digest=False, resume="any")
+    out_dir: str = setting(
+        "reports/runs", "folder of runs, from the project's root", digest=False, resume="any", min_length=1
+    )
 
     _join_sets = field_validator("data", "benchmarks", mode="before")(_read_sets)
 
@@ -174,37 +147,6 @@ class TrainConfig(Config):
         if schedule is not None:
             learn_rate_at(0, 1, 1.0, schedule)
         return schedule
-
-# %% ../nbs/56_config.ipynb #6f34c9fa
-def explain(
-    fault: ValidationError,  # what pydantic found
-    known: Sequence[str],    # names of the fields
-) -> str:                    # one sentence a fault
-    "pydantic's errors in fakd's form: what was given, what is accepted, the nearest match."
-    lines = []
-    for e in fault.errors():
-        name = str(e["loc"][0]) if e["loc"] else ""
-        if e["type"] == "extra_forbidden":
-            lines.append(f'unknown setting "{name}". {nearest(name, known)}Known: {", ".join(known)}.')
-        elif e["type"] == "value_error":
-            lines.append(f"{name}: {str(e['ctx']['error'])}")
-        elif e["type"] == "literal_error":
-            lines.append(
-                f"{name} {_shown(e['input'])}: choose {(wanted := e['ctx']['expected'])}. "
-                f"{nearest(_shown(e['input']), wanted.replace(' or ', ', ').replace(chr(39), '').split(', '))}".rstrip()
-            )
-        else:
-            lines.append(f"{name} {_shown(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}.")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    "A value in a message: not all of a long one, and a number that Python does not print."
-    try:
-        text = repr(value)
-    except ValueError:
-        text = "(a number of thousands of digits)"
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 # %% ../nbs/56_config.ipynb #f9ec84ed
 def _list(text: str) -> list[int | str]:
@@ -216,31 +158,31 @@ def _list(text: str) -> list[int | str]:
 class DistillConfig(TrainConfig):
     "What a distillation run is."
 
-    student: str = _field(
+    student: str = setting(
         "rcan",
         "a network (its sizes from the preset), with sizes such as rcan(n_feats=32), or a weights file to start from",
     )
-    teacher: str | None = _field(
+    teacher: str | None = setting(
         None,
         "a weights file of any origin, or a network that has one in data/weights or among the teacher runs; "
         "several joined by +; None: the preset's",
         digest=False,  # its tensors are hashed instead
     )
-    teacher_draw: Literal["random", "mean"] = _field(
+    teacher_draw: Literal["random", "mean"] = setting(
         "random", "with several teachers: random, one drawn for each batch, or mean, all of them averaged"
     )
-    loss: str = _field("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
-    taps: list[int | str] | None = _field(
+    loss: str = setting("0.5*DS+0.5*TS+10*SA", "terms with weights, joined by +")
+    taps: list[int | str] | None = setting(
         None, "places to compare: positions, names, or student=teacher; None: the preset's, or some that fit"
     )
-    affinity_image: str | None = _field(
+    affinity_image: str | None = setting(
         None, "evaluation image whose affinity is kept, SET/IMAGE; None: your own folder's first, or a held-out one",
         digest=False, resume="any",
     )
-    compare: bool = _field(
+    compare: bool = setting(
         True, "also train the same student from the same start on the same batches without a teacher"
     )
-    equal_time: bool | None = _field(
+    equal_time: bool | None = setting(
         None, "also train it without a teacher for the time that the distilled run takes; None: the preset's"
     )
 
@@ -293,11 +235,11 @@ def _teaching(
 class TeacherConfig(TrainConfig):
     "What a teacher's training is: one network, ground truth only."
 
-    net: str = _field("rcan", "a network, its sizes from the preset, or with sizes such as rcan(n_feats=48)")
-    init: str | None = _field(
+    net: str = setting("rcan", "a network, its sizes from the preset, or with sizes such as rcan(n_feats=48)")
+    init: str | None = setting(
         None, "weights file to start from; tensors of equal name and shape are taken, so another scale's body serves"
     )
-    loss: str = _field("DS", "terms that need no teacher")
+    loss: str = setting("DS", "terms that need no teacher")
 
     @field_validator("loss")
     @classmethod
@@ -320,32 +262,32 @@ class TeacherConfig(TrainConfig):
 class EvaluateConfig(Config):
     "What an evaluation is: weights files against sets of images."
 
-    weights: str = _field(
+    weights: str = setting(
         "data/weights",
         "weights files, folders of them, run folders or a folder of runs, joined by +; * and ? stand for any letters",
         digest=False,  # the networks' tensors are hashed instead
     )
-    scales: list[int] | None = _field(None, "only networks of these scales; None: of any")
-    benchmarks: str | None = _field(
+    scales: list[int] | None = setting(None, "only networks of these scales; None: of any")
+    benchmarks: str | None = setting(
         None,
         "names of sets and folders to evaluate on, joined by +; in Python also a Path or a list; "
         "None: sample-eval and every benchmark found",
         digest=False,
     )
-    ensemble: bool = _field(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
-    tile: int | None = _field(
+    ensemble: bool = setting(False, "also the mean over eight flipped and transposed inputs, marked with a plus")
+    tile: int | None = setting(
         None, "also in tiles of this side in LR pixels, such as 256, to see what tiling costs; None: only whole images",
         ge=48,
     )
-    precision: str = _field("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
-    input_px: int = _field(96, "side of the LR input at which latency and peak memory are measured", ge=8)
-    repeats: int = _field(20, "timed passes of each network for its latency; 0: no timing", ge=0)
-    backbones: str | None = _field(
+    precision: str = setting("fp32", "auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference")
+    input_px: int = setting(96, "side of the LR input at which latency and peak memory are measured", ge=8)
+    repeats: int = setting(20, "timed passes of each network for its latency; 0: no timing", ge=0)
+    backbones: str | None = setting(
         None, "torchvision's weights files of AlexNet and VGG16, joined by +, for LPIPS and DISTS; None: neither",
         digest=False,  # the files are hashed instead
     )
-    device: str = _field("auto", "auto, cpu, cuda or cuda:N", digest=False)
-    out_dir: str = _field("reports/runs", "folder of runs", digest=False)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", digest=False)
+    out_dir: str = setting("reports/runs", "folder of runs, from the project's root", digest=False, min_length=1)
 
     _join_sets = field_validator("benchmarks", mode="before")(_read_sets)
 
@@ -365,8 +307,8 @@ class EvaluateConfig(Config):
         late["weights"] = "+".join(str(path) for path in find_weights(self.weights))
         if self.benchmarks is None:
             late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
-        asked = {k for k, f in type(self).model_fields.items() if getattr(self, k) != f.default}
-        origin = {k: "given" if k in asked else "chosen" if k in late else "default" for k in type(self).model_fields}
+        was = self.origin()
+        origin = {k: "chosen" if was[k] == "default" and k in late else was[k] for k in was}
         resolved = self._completed(late, origin)
         image_sets(str(resolved.benchmarks))
         perceptual_measures(resolved.backbone_files)
@@ -396,9 +338,9 @@ def find_weights(
     for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
         if path.is_dir():
-            files = [p for p in path.glob("*") if p.suffix in _WEIGHTS]
+            files = [p for p in path.glob("[!.]*") if p.suffix in _WEIGHTS]
             runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
-            files += [p for run in runs for p in run.glob("weights/*") if p.suffix in _WEIGHTS]
+            files += [p for run in runs for p in run.glob("weights/[!.]*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
         else:
@@ -479,8 +421,8 @@ def find_teacher(
         return portable(path)
     wanted = str_net(text or "rcan", "teacher" if preset == "paper" else "mini_teacher")
     shipped, runs = places("data/weights"), places("reports/runs")
-    files = [p for place in shipped for p in sorted(place.glob("*.safetensors"))]
-    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/*.safetensors"))]:
+    files = [p for place in shipped for p in sorted(place.glob("[!.]*.safetensors"))]
+    for path in files + [p for place in runs for p in sorted(place.glob("teacher-*/weights/[!.]*.safetensors"))]:
         has = read_state(path)[1]
         if (has.get("method"), has.get("scale"), has.get("spec")) == ("teacher", str(scale), wanted):
             return portable(path)
@@ -497,7 +439,7 @@ def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     late = {"device": device, "precision": choose_precision(chosen.get("precision", config.precision), device)}
     if config.benchmarks is None and "benchmarks" not in chosen:
         late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
-    asked = {k for k in fields if getattr(config, k) != fields[k].default}
+    asked = config.given()
     sources = (("given", asked), ("preset", chosen), ("chosen", late), ("default", fields))
     origin = {k: next(name for name, keys in sources if k in keys) for k in fields}
     resolved = config._completed({**chosen, **late}, origin)
@@ -515,11 +457,12 @@ def run_name(
 ) -> str:         # such as `distill-x4-rcan-ds-ts-sa-s0`
     "What a run asks, in words of a-z, 0-9 and -: the same question has the same name."
     if isinstance(config, TeacherConfig):
-        kind, net, terms = "teacher", config.net, []
+        kind, net, terms = "teacher", config.net, list[str]()
     else:
-        kind, net, terms = "distill", config.student, [term.name for term in parse_spec(config.loss)]
-    net = Path(net).stem if names_weights(net) else net.split("(")[0]
-    text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"]).lower()
+        kind, net = "distill", config.student
+        terms = ["-".join(term.name for term in parse_spec(config.loss))[:60]]  # a folder's name has its limits
+    net = (Path(net).stem if names_weights(net) else net.split("(")[0])[:40]
+    text = "-".join([kind, f"x{config.scale}", net, *terms, f"s{config.seed}"[:20]]).lower()
     return "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
 
 # %% ../nbs/56_config.ipynb #effa2ff6
@@ -630,3 +573,27 @@ def parameters(
         )
         names.update({t.id: None for t in targets if isinstance(t, ast.Name)})
     return {name: namespace[name] for name in names}
+
+# %% ../nbs/56_config.ipynb #f8fa0aa2
+_PATHS = ("data", "benchmarks", "teacher", "student", "init", "weights", "backbones")
+
+
+def from_anywhere(
+    given: Mapping[str, Any],  # what was asked
+) -> dict[str, Any]:           # the same, with such paths made absolute
+    "What was given, for a repetition that may start in another folder."
+
+    here, clone = Path.cwd(), places("")[-1]
+    bases = [base for base in places("") if base == clone or base != here]  # without a clone the root is here
+
+    def whole(part: str) -> str:
+        place = Path(part.strip())
+        known = part.strip() in ("", *SETS) or any((base / place).exists() for base in bases)
+        return part if known or place.is_absolute() or not place.exists() else str(here / place)
+
+    named = {key: value for key, value in given.items() if key in _PATHS and isinstance(value, str)}
+    for key, value in named.items():
+        parts = [value] if Path(value).exists() else value.split("+")
+        if key not in ("teacher", "student") or all(names_weights(part.strip()) for part in parts):
+            named[key] = "+".join(map(whole, parts))
+    return {**given, **named}

@@ -5,12 +5,14 @@
 # %% ../nbs/22_download.ipynb #102d01fd
 from __future__ import annotations
 
+import contextlib
 import html
 import lzma
 import os
 import shutil
 import stat
 import struct
+import sys
 import tarfile
 import tempfile
 import time
@@ -20,21 +22,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import pooch
 import requests
 
-from .benchmarks import SETS, ImageSet, image_set, set_files
+from .benchmarks import SETS, ImageSet, image_set, lr_source, set_files
 from .core import FakdError, cpu_quota, pick, root
 from .degrade import degrade
-from .files import memory_bound
+from .files import memory_bound, regular_file
 from .images import read_image
 from .progress import Bar
 
 # %% auto #0
-__all__ = ['ARCHIVES', 'Archive', 'DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify']
+__all__ = ['ARCHIVES', 'Archive', 'DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify', 'data_lr_sources']
 
 # %% ../nbs/22_download.ipynb #cb9473c1
 class Archive(NamedTuple):
@@ -48,12 +51,14 @@ class Archive(NamedTuple):
 
 
 _EDSR = Archive("https://cv.snu.ac.kr/research/EDSR/benchmark.tar", 250, 260, "")
-_DIV2K = "http://data.vision.ee.ethz.ch/cvl/DIV2K/"
+_DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 
 ARCHIVES = {
     **dict.fromkeys(("Set5", "Set14", "B100", "Urban100"), _EDSR),
-    "DIV2K": Archive(_DIV2K + "DIV2K_train_HR.zip", 3_530, 3_560, "DIV2K"),
-    "DIV2K-valid": Archive(_DIV2K + "DIV2K_valid_HR.zip", 450, 455, "DIV2K"),
+    "DIV2K": Archive(_DIV2K + "DIV2K_train_HR.zip", 3_531, 3_560, "DIV2K",
+                     "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
+    "DIV2K-valid": Archive(_DIV2K + "DIV2K_valid_HR.zip", 449, 455, "DIV2K",
+                           "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
 }
 
 # %% ../nbs/22_download.ipynb #30704d6d
@@ -83,9 +88,13 @@ def data_list() -> DataTable:
     return table
 
 # %% ../nbs/22_download.ipynb #a88ccc97
+_SCHEMES = ("https",)  # of every address on the way
+
+
 def _transfer(
-    url: str,         # http or https
+    url: str,         # https
     part: Path,       # what has been received so far; grows
+    most: int,        # bytes of the whole file, at most
     progress: bool,   # show a bar
 ) -> None:
     "One attempt: the rest of a file, or all of it if the server cannot go on or has another file now."
@@ -95,6 +104,8 @@ def _transfer(
     if done and known:
         headers |= {"Range": f"bytes={done}-", "If-Range": known}
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
+        for stop in (*answer.history, answer):
+            _check_scheme(stop.url)
         if answer.status_code == 416:  # the part is as long as the file, or longer
             part.unlink()
             raise requests.exceptions.ContentDecodingError("the part did not fit the file; starting again")
@@ -106,11 +117,27 @@ def _transfer(
         left = int(answer.headers.get("Content-Length", 0))
         bar = Bar(total=done + left, initial=done, unit="B", unit_scale=True, disable=not progress, leave=False)
         with open(part, "ab" if going_on else "wb") as file, bar:
-            for block in answer.iter_content(1 << 16):
-                file.write(block)
-                bar.update(len(block))
+            _receive(answer, file, done, most, bar)
         if left and part.stat().st_size < done + left:
             raise requests.exceptions.ChunkedEncodingError(f"ended after {part.stat().st_size} of {done + left} bytes")
+
+
+def _check_scheme(url: str) -> None:
+    "Refuse what anybody on the way may change."
+    if urlsplit(url).scheme not in _SCHEMES:
+        raise FakdError(f"{url}: accepted are addresses that begin with https://.")
+
+# %% ../nbs/22_download.ipynb #5b88370e
+def _receive(answer: requests.Response, file: IO[bytes], done: int, most: int, bar: Bar) -> None:
+    "Write what comes, but no more than the archive can have."
+    if done + int(answer.headers.get("Content-Length", 0)) > most:
+        raise FakdError(f"{answer.url}: the server's file is larger than {most // 10**6} MB; nothing was fetched.")
+    for block in answer.iter_content(1 << 16):
+        done += len(block)
+        if done > most:
+            raise FakdError(f"{answer.url}: more than {most // 10**6} MB came; the download was stopped.")
+        file.write(block)
+        bar.update(len(block))
 
 # %% ../nbs/22_download.ipynb #8d9a8525
 def fetch(
@@ -121,13 +148,14 @@ def fetch(
 ) -> Path:                  # of the archive
     "Download a file: resumed, retried, checked, and whole when it is there."
     file = folder / PurePosixPath(archive.url).name
-    part = folder / f".{file.name}.part"
+    part, most = folder / f".{file.name}.part", archive.size_mb * 1_100_000  # sizes are known to a few percent
+    _check_scheme(archive.url)
     folder.mkdir(parents=True, exist_ok=True)
 
     def download(url: str, target: Any, _: Any) -> None:
         for attempt in range(attempts):
             try:
-                _transfer(url, part, progress)
+                _transfer(url, part, most, progress)
                 break
             except requests.RequestException as fault:
                 gone = fault.response is not None and 400 <= fault.response.status_code < 500
@@ -141,6 +169,9 @@ def fetch(
         pooch.get_logger().setLevel("ERROR")
         pooch.retrieve(archive.url, archive.sha256 and f"sha256:{archive.sha256}", file.name, folder,
                        downloader=download)
+    except FakdError:
+        part.unlink(missing_ok=True)
+        raise
     except (requests.RequestException, OSError) as fault:
         raise FakdError(f"{archive.url} could not be downloaded ({fault}). What has arrived is kept and used by the "
                         f"next attempt. By hand: download that address (about {archive.size_mb} MB) to {file} and call "
@@ -155,9 +186,13 @@ def _members(
     file: Path,                    # a zip or tar archive
 ) -> Iterator[tuple[str, int, Any]]:  # name, size and reader of each regular file
     "The files of an archive; a member that is neither a file nor a folder is refused."
-    if zipfile.is_zipfile(file):
+    with open(file, "rb") as raw:
+        zipped = raw.read(2) == b"PK"  # a tar may end with a member that is a zip
+    if zipped:
         with zipfile.ZipFile(file) as pack:
             for info in pack.infolist():
+                if info.flag_bits & 1:
+                    raise FakdError(f"{file.name}: the member {info.filename} is encrypted; nothing was unpacked.")
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise FakdError(f"{file.name}: the member {info.filename} is a link; nothing was unpacked.")
                 if not info.is_dir():
@@ -171,28 +206,39 @@ def _members(
                 yield member.name, member.size, partial(bundle.extractfile, member)
 
 # %% ../nbs/22_download.ipynb #1bfa2815
-# RuntimeError: encrypted; from ValueError on: names and sizes that make no sense
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, RuntimeError,
-           ValueError, IndexError, OverflowError, struct.error, MemoryError)
+# what the readers of zip, tar, gzip, bzip2 and xz raise for files that are damaged or hostile
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, LookupError,
+    ArithmeticError, RuntimeError, struct.error, TypeError, MemoryError,
+)  # fmt: skip
 
 
+def _inside(name: str, file: Path) -> PurePosixPath:
+    "The place of a member within its folder."
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or not path.parts or "\0" in name:
+        raise FakdError(f"{file.name}: the member {repr(name)[1:-1]} would leave its folder; nothing was unpacked.")
+    return path
+
+# %% ../nbs/22_download.ipynb #44496784
 def unpack(
-    file: Path,    # a zip or tar archive
-    folder: Path,  # gets its top folders; those that are there already get what they lack
+    file: Path,              # a zip or tar archive
+    folder: Path,            # gets its top folders; those that are there already get what they lack
+    most: int | None = None, # bytes of all members, at most; None: what the disk has
 ) -> None:
     "Unpack an archive without letting a member escape; all or nothing."
+    regular_file(file, "archive")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
-        room = shutil.disk_usage(folder).free
+        room = min(shutil.disk_usage(folder).free, most or sys.maxsize)
         try:
             with memory_bound(2**31):  # a name of gigabytes packs well
                 for name, size, reader in _members(file):
-                    path = PurePosixPath(name.replace("\\", "/"))
-                    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                        raise FakdError(f"{file.name}: the member {name} would leave its folder; nothing was unpacked.")
-                    room -= size
+                    path = _inside(name, file)
+                    room -= max(0, size)
                     if room < 0:
-                        raise FakdError(f"{file.name}: needs more room than {folder} has; nothing was unpacked.")
+                        raise FakdError(f"{file.name}: its members need more room than {folder} has, or than the set "
+                                        "takes; nothing was unpacked.")
                     target = Path(temporary, *path.parts)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with reader() as source, open(target, "wb") as copy:
@@ -203,7 +249,7 @@ def unpack(
             raise FakdError(f"{file}: a broken archive ({fault}). Delete it and fetch it again.") from None
         _merge(Path(temporary), folder)
 
-# %% ../nbs/22_download.ipynb #7dc8d4fb
+# %% ../nbs/22_download.ipynb #5edb5c57
 def _merge(source: Path, folder: Path) -> None:
     "Move what a folder lacks into it; what is there stays."
     for item in sorted(source.iterdir()):
@@ -236,7 +282,7 @@ def data_get(
         raise FakdError(f"{name}: needs {need} MB of disk in {folder}, only {free} MB are free.")
     file = fetch(archive, folder, progress)
     try:
-        unpack(file, folder / archive.into)
+        unpack(file, folder / archive.into, 2 * archive.unpacked_mb * 10**6)
     except FakdError:
         file.unlink(missing_ok=True)  # so that the next attempt fetches it again
         raise
@@ -260,7 +306,7 @@ def _misaligned(lr_img: np.ndarray, hr_img: np.ndarray, scale: int) -> str:
 
     errors = {(y, x): error(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
     best = min(errors, key=lambda shift: errors[shift])
-    if errors[0, 0] > 1 and errors[best] < errors[0, 0]:
+    if errors[0, 0] > 1 and errors[best] < errors[0, 0] / 2:
         return f"is shifted against its HR image by about {best[0]} rows and {best[1]} columns"
     spread = float(np.abs(truth - truth.mean()).mean())
     if errors[0, 0] > max(4.0, 0.5 * spread):
@@ -313,3 +359,15 @@ def data_verify(
         for found in Bar(jobs, total=len(hr_files), desc=f"verify {images.name}", disable=not progress, leave=False):
             faults += found
     return faults
+
+# %% ../nbs/22_download.ipynb #b7463b4d
+def data_lr_sources(
+    name: str | Path,  # a name of SETS or a folder
+) -> str:              # one line: what each scale would be trained and scored with
+    "Where the LR images of a set come from."
+    images = image_set(name)
+    told: dict[str, list[str]] = {}
+    for scale in (2, 3, 4, 8):
+        with contextlib.suppress(FakdError):  # said by `data_verify`
+            told.setdefault(lr_source(images, scale), []).append(f"x{scale}")
+    return "LR images: " + "; ".join(f"{', '.join(scales)} {text}" for text, scales in told.items())

@@ -21,10 +21,11 @@ from .metrics import psnr_y, ssim_y
 from .pairs import ImagePair
 from .progress import Bar
 from .record import Row, compare_sets
-from .upscale import Net, tiled
+from .upscale import LEAST, Net, bordered, tiled
 
 # %% auto #0
-__all__ = ['Make', 'super_resolve', 'self_ensemble', 'bicubic_rows', 'evaluate', 'worth_seeing']
+__all__ = ['BORDER', 'FLAT', 'Make', 'NotFinite', 'super_resolve', 'choose_border', 'self_ensemble', 'bicubic_rows', 'evaluate',
+           'worth_seeing']
 
 # %% ../nbs/62_evaluate.ipynb #92d13bee
 @contextmanager
@@ -46,6 +47,10 @@ def _evaluating(
             module.training = mode
 
 # %% ../nbs/62_evaluate.ipynb #fba4228b
+class NotFinite(FakdError):
+    "A network gives values that are not finite."
+
+
 def _upscaled(
     net: nn.Module,                 # forward(lr_imgs) -> sr_imgs, both 0..255
     lr_imgs: Sequence[np.ndarray],  # uint8, (h, w, 3), of one size
@@ -60,10 +65,10 @@ def _upscaled(
     if kind == "cuda":
         batch = batch.contiguous(memory_format=torch.channels_last)
     with _evaluating(net, device), torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-        run = partial(tiled, net, tile=tile) if tile else net
+        run = partial(tiled, net, tile=tile, least=LEAST) if tile else bordered(net)
         sr_imgs = self_ensemble(run, batch) if ensemble else run(batch)
     if not torch.isfinite(sr_imgs).all():
-        raise FakdError(f"the network's output at precision {precision} holds values that are not finite.")
+        raise NotFinite(f"the network's output at precision {precision} holds values that are not finite.")
     return to_images(sr_imgs)
 
 
@@ -76,6 +81,28 @@ def super_resolve(
 ) -> np.ndarray:               # uint8, (scale * h, scale * w, 3)
     "One whole image through a network, clamped and rounded to 8 bits."
     return _upscaled(net, [lr_img], device, precision, ensemble)[0]
+
+# %% ../nbs/62_evaluate.ipynb #705786d5
+BORDER = 8  # LR pixels; more changes nothing
+FLAT = 4    # grey levels by which a flat page may be off
+
+
+def choose_border(
+    net: nn.Module,               # trained
+    images: Sequence[ImagePair],  # held-out pictures
+    device: str = "cpu",          # where to compute
+) -> int:                         # LR pixels: BORDER or 0
+    "How many edge pixels a network wants around an image."
+    before, found = getattr(net, "border", 0), {}
+    pages = [np.full((24, 24, 3), colour, np.uint8) for colour in ((255, 255, 255), (0, 0, 0), (10, 200, 90))]
+    for border in (0, BORDER):
+        net.border = border  # type: ignore[assignment]
+        errors = [np.abs(super_resolve(net, page, device).astype(int) - page[0, 0]).max() for page in pages]
+        scores = [psnr_y(super_resolve(net, pair.lr_img, device), pair.hr_img, pair.scale) for pair in images]
+        found[border] = max(errors), float(np.mean(scores))
+    net.border = before  # type: ignore[assignment]
+    (without, psnr), (worst, psnr_with) = found[0], found[BORDER]
+    return BORDER if worst <= FLAT < without and psnr_with >= psnr else 0
 
 # %% ../nbs/62_evaluate.ipynb #c77037ce
 def _turned(

@@ -333,7 +333,7 @@ def evaluation_page(
     run: Run,  # of an evaluation, with a record
 ) -> Any:      # path of report.html
     "Write the page of an evaluation, and its scores as CSV, into the run's folder."
-    record = run.record
+    record, _ = run.record, cost_figures(run)  # so that the Pareto figures have their files
     nets, scales = record.student["nets"], ", ".join(f"\u00d7{scale}" for scale in scales_of(record))
     title = f"{len(nets)} networks compared at {scales}" if len(nets) > 1 else f"{next(iter(nets))} at {scales}"
     parts = {

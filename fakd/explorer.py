@@ -32,7 +32,6 @@ from torch import nn
 from .affinity import unit_maps
 from .affinity_views import DIFFERENCE_COLOURS, AffinityProgress, FeatureMaps, feature_maps, progress_of, query_view
 from .benchmarks import image_set, image_sets
-from .config import Config
 from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
@@ -42,6 +41,7 @@ from .keep import affinity_pair
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
+from .settings import Config
 from .train import middles, query_pixels
 from .weights import net_digest
 
@@ -458,6 +458,8 @@ def run_nets(
     if not set(found) - {"teacher"}:
         notes.append("The run's folder holds no weights.")
     ours, theirs = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else []
+    if theirs and len(theirs) != len(ours):
+        raise FakdError(f"{run.id}: its record has {len(ours)} taps of the student, {len(theirs)} of the teacher.")
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, " ".join(notes)
 

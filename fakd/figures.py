@@ -549,7 +549,8 @@ class ResultTable:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = [[line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]
                   for line in lines]
-        return "\n".join("  ".join(line) for line in padded)
+        counts = f"Images: {', '.join(f'{name} {k}' for name, k in self.sets)}. {self.note}" if self.sets else self.note
+        return "\n".join(["  ".join(line) for line in padded] + [counts.strip()] * bool(counts))
 
     def _repr_html_(self) -> str:
         left, span = ' style="text-align:left"', f' colspan="{len(self.heads)}" style="text-align:center"'

@@ -25,7 +25,7 @@ from .value_range import SIDE, evaluating, probe_images, settle_range, try_views
 from .weights import UnknownNetError, load_net, read_state
 
 # %% auto #0
-__all__ = ['Foreign', 'load_any', 'unwrapped', 'single', 'copied', 'as_net', 'ready_net', 'spec_of']
+__all__ = ['Foreign', 'load_any', 'unwrapped', 'single', 'copied', 'as_net', 'ready_net', 'able_net', 'spec_of', 'assumed_of']
 
 # %% ../nbs/37_foreign.ipynb #319a1735
 @contextmanager
@@ -91,7 +91,7 @@ class Foreign(nn.Module):
         self.model, self.scale, self.spec = model, scale, spec
         self.gain = 255 / value_range
         self.minimum, self.multiple_of, self._call = minimum, multiple_of, call
-        self.assumptions: list[str] = []
+        self.assumptions, self.border = list[str](), 0
 
     def forward(self, lr_imgs: Tensor) -> Tensor:
         h, w = lr_imgs.shape[2:]
@@ -211,7 +211,7 @@ def _scale_of(net: nn.Module) -> int:
     name, like = type(net).__name__, next(net.parameters(), torch.zeros(()))
     try:
         with evaluating(net):
-            made = net(torch.full((1, 3, SIDE, SIDE), 0.5, device=like.device))
+            made = net.forward(torch.full((1, 3, SIDE, SIDE), 0.5, device=like.device))  # hooks do not see this
     except Exception as fault:  # whatever a module of somebody else raises
         raise FakdError(f"{name} does not take RGB images (1, 3, {SIDE}, {SIDE}): {_first_line(fault)}") from fault
     what = f"{tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
@@ -232,6 +232,8 @@ def as_net(
     if said == 255 and isinstance(getattr(net, "scale", None), int) and value_range in (None, 255):
         return net
     scale, lines = _scale_of(net), list(getattr(net, "assumptions", []))
+    if isinstance(stated := getattr(net, "scale", scale), int) and stated != scale:
+        raise FakdError(f"{type(net).__name__}: it says that its scale is {stated}, and makes images of scale {scale}.")
     if value_range is None and said not in (1, 255):
         said, found = settle_range(net, scale, type(net).__name__)
         lines += found
@@ -241,7 +243,7 @@ def as_net(
         for line in lines:
             warnings.warn(f"{spec}: {line}", stacklevel=2)
     foreign = Foreign(net, scale, spec if value_range == 255 else f"{spec}(value_range={value_range})", value_range)
-    foreign.assumptions = lines
+    foreign.assumptions, foreign.border = lines, getattr(net, "border", 0)  # see `margins`
     return foreign
 
 # %% ../nbs/37_foreign.ipynb #e812f3c0
@@ -273,9 +275,40 @@ def ready_net(
         raise FakdError(f"{role} {spec}: its output holds values that are not finite.")
     return ready
 
+# %% ../nbs/37_foreign.ipynb #66614bef
+def able_net(
+    net: nn.Module,   # as given
+    role: str,        # what messages call it
+    scale: int,       # of the run
+    patch_px: int,    # side of its LR patches
+) -> nn.Module:       # see `as_net`
+    "A network that can be trained; one of a class that fakd does not know is tried on two patches."
+    ready = ready_net(net, role, scale)
+    if type(ready) in NETS.values():
+        return ready
+    student, sr_imgs, size = copied(ready).train(), torch.zeros(0), (2, 3, patch_px, patch_px)
+    try:
+        sr_imgs = student(torch.full(size, 127.0, device=next(student.parameters()).device))
+        sr_imgs.mean().backward()
+    except Exception as fault:  # whatever a module of somebody else raises
+        raise FakdError(f"{role} {spec_of(ready)}: it cannot be trained on patches of {patch_px}x{patch_px} "
+                        f"({_first_line(fault)}).") from fault
+    if sr_imgs.shape != (2, 3, scale * patch_px, scale * patch_px):
+        raise FakdError(f"{role} {spec_of(ready)}: in training it makes {tuple(sr_imgs.shape)} of {size}.")
+    return ready
+
 # %% ../nbs/37_foreign.ipynb #35a0dc3d
 def spec_of(
     net: nn.Module,  # any network of fakd, of its own or from elsewhere
 ) -> str:            # a spec that makes it again, or its name
     "What a network is called in tables and records."
     return getattr(net, "spec", "") or net_spec(net)
+
+
+def assumed_of(
+    net: nn.Module,  # any network of fakd
+) -> list[str]:
+    "What was assumed of a network, and the border that it wants, for tables and records."
+    border = getattr(net, "border", 0)
+    return [*getattr(net, "assumptions", []),
+            *([f"border={border}: so many edge pixels are put around an image, and cut off again"] if border else [])]

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import png
-import psutil
 import tifffile
 from PIL import Image
 
 from .core import FakdError, atomic_write
+from .files import memory_left
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'WRITABLE', 'Picture', 'read_picture', 'read_image', 'image_size', 'list_images', 'write_picture']
@@ -67,7 +67,7 @@ def _must_fit(
     "Refuse a picture before it is decoded if the memory for that is not there."
     need, limit = height * width * each / 2**20, memory_mb
     if limit is None:
-        limit = psutil.virtual_memory().available / 2**20
+        limit = memory_left() / 2**20
     if need > limit:
         raise ValueError(f"{width}x{height} pixels take about {math.ceil(need):,} MB to decode, "
                          f"and {math.floor(limit):,} MB may be taken")

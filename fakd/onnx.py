@@ -170,6 +170,7 @@ class OnnxNet(nn.Module):
         self.sha256 = digest(Path(path).read_bytes())
         try:
             self.pixel_bytes = _noted(known, "pixel_bytes", 1, 2**30, 65536)  # enough for the widest of the lineage
+            self.border = int(_noted(known, "border", 0, 64, 0))
             self.scale = None
             self.scale = net_scale(self)
             if self.scale != _noted(known, "scale", 1, 16, self.scale):
@@ -283,7 +284,8 @@ def export_onnx(
             input_names=["lr_imgs"], output_names=["sr_imgs"], external_data=False,
         )  # fmt: skip
     assert program is not None
-    notes = {"scale": scale, "pixel_bytes": round(1.7 * pixel_bytes(net)), "range": RANGE_NOTE, "source": "fakd"}
+    notes = {"border": getattr(net, "border", 0), "scale": scale, "pixel_bytes": round(1.7 * pixel_bytes(net)),
+             "range": RANGE_NOTE, "source": "fakd"}
     program.model.metadata_props.update({k: str(v) for k, v in notes.items()})  # 1.7: measured against PyTorch
     with atomic_write(path) as temporary:
         program.save(temporary)

@@ -13,6 +13,7 @@ import queue
 import shutil
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,6 +81,14 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/15_pairs.ipynb #ca162766
+def _sweep(folder: Path) -> None:
+    "Remove what killed builds left; one that still goes on was touched today."
+    for place in folder.glob(".building-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(p.stat().st_mtime for p in (place, *place.iterdir())) > 86_400:
+                shutil.rmtree(place, ignore_errors=True)
+
+
 def _seal(entries: list[Any], folder: Path) -> str:
     "Checksum of the index and the pixels of a cache."
     seal = hashlib.sha256(json.dumps(entries).encode())
@@ -114,6 +123,7 @@ class ImageCache:
     ) -> None:
         "Write all pairs beside the final place and rename; another process may do the same at the same time."
         self.dir.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(self.dir.parent)
         place, entries, at = Path(tempfile.mkdtemp(dir=self.dir.parent, prefix=".building-")), [], 0
         try:
             with open(place / "pixels.u8", "wb") as file:
@@ -157,7 +167,12 @@ def cached_pairs(
     cache = ImageCache(key, folder)
     if not cache.complete:
         reading = in_order(make, count, workers)
-        cache.build(iter(Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)))
+        bar = Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)
+        try:
+            cache.build(iter(bar))
+        except OSError as fault:
+            raise FakdError(f"{cache.dir.parent}: the images of {name} cannot be kept there "
+                            f"({fault.strerror or fault}). Make room there.") from None
     return cache.pairs()
 
 # %% ../nbs/15_pairs.ipynb #8cd50137

@@ -17,16 +17,16 @@ import torch
 
 from .benchmarks import ImageSet, image_sets
 from .complexity import describe_net, latencies, peak_memory
-from .config import EvaluateConfig, find_weights
+from .config import EvaluateConfig, find_weights, from_anywhere
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
-from .foreign import load_any
+from .foreign import assumed_of, load_any
 from .metrics import perceptual_measures
 from .pages import make_pages
 from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
-from .screening import PERCEPTION_PX, check_set, data_use
+from .screening import PERCEPTION_PX, evaluation_use
 from .weights import net_digest
 
 # %% auto #0
@@ -105,7 +105,8 @@ class Evaluation:
                                                  "assumed"))
         sets = ", ".join(f"{d.name} ({d.count})" for d in self.data)
         return (f"<p><b>{self.run.id}</b></p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-                f"<p>images: {html.escape(sets)}</p>")
+                f"<p>images: {html.escape(sets)}</p>"
+                + "".join(f"<p><b>{html.escape(d.warning)}</b></p>" for d in self.data if d.warning))
 
 # %% ../nbs/64_scoring.ipynb #7aa4d4b8
 def prepare_evaluation(
@@ -124,10 +125,9 @@ def prepare_evaluation(
     about = {name: _about(net.requires_grad_(False), str(sources[name])) for name, net in nets.items()}
     sets = image_sets(str(cfg.benchmarks))
     scales = sorted({net.scale for net in nets.values()})
-    for scale in scales:
-        for images in sets:
-            check_set(images, scale, PERCEPTION_PX if cfg.backbone_files else 0, progress=True)
-    data = [data_use(s, "evaluate", scale, Row.set_label(s.name, scale, scales)) for scale in scales for s in sets]
+    files, least = [find_path(sources[name]) for name in nets], PERCEPTION_PX if cfg.backbone_files else 0
+    data = [evaluation_use(s, scale, Row.set_label(s.name, scale, scales), files, least)
+            for scale in scales for s in sets]
     code = code_digest()
     whole = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}, "code": code,
@@ -135,11 +135,11 @@ def prepare_evaluation(
         "backbones": [find_path(path) for path in cfg.backbone_files],
     })
     first, *others = about
-    words = f"{Path(first).name}-and-{len(others)}" if others else Path(first).name
+    words = Path(first).name[:60] + (f"-and-{len(others)}" if others else "")  # a folder's name has its limits
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
-    return Evaluation(cfg, cfg.given(), run, whole, code, now(), nets, about, sets, data)
+    return Evaluation(cfg, from_anywhere(cfg.given()), run, whole, code, now(), nets, about, sets, data)
 
 # %% ../nbs/64_scoring.ipynb #efe03f2c
 def _about(net: Any, source: str) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _about(net: Any, source: str) -> dict[str, Any]:
     sizes = ",".join(f"{k}={v}" for k, v in described["sizes"].items())
     spec = getattr(net, "spec", "") or f"{described['network']}({sizes})"
     return {**described, "network": spec.split("(")[0], "spec": spec, "source": source, "digest": net_digest(net),
-            "assumptions": list(getattr(net, "assumptions", []))}
+            "assumptions": assumed_of(net)}
 
 # %% ../nbs/64_scoring.ipynb #19d3e2f2
 KEPT_IMAGES, KEPT_NETS = 8, 6  # at most: as many as a page can show
@@ -245,6 +245,7 @@ def finish_evaluation(
         run_id=evaluation.run.id, kind="evaluate", created=evaluation.created, finished=now(), state="finished",
         digest=evaluation.digest, given=evaluation.given,
         resolved={**evaluation.config.model_dump(), "scale": ", ".join(map(str, evaluation.scales))},
+        origin=evaluation.config.origin(),
         environment=environment(), code_digest=evaluation.code, data=evaluation.data, teacher=None,
         student={**({} if others else alone), "nets": evaluation.about, "ways": ways,
                  **({"perception": evaluation.perception} if evaluation.perception else {})},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import html
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +23,14 @@ from .affinity import mean_row
 from .benchmarks import ImageSet, image_set, image_sets
 from .checkpoint import latest, resumed_words
 from .complexity import describe_net
-from .config import MODULE, DistillConfig, TeacherConfig, names_weights, split_teachers
+from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
-from .evaluate import bicubic_rows, evaluate, super_resolve
-from .foreign import Foreign, copied, ready_net, spec_of
+from .evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
+from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
-from .nets import NETS, make_net, net_spec
+from .nets import make_net, net_spec
 from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
@@ -39,7 +40,7 @@ from .screening import screen
 from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
 from .teacher import Ensemble, Teacher, Teachers, members
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
-from .weights import load_net, net_digest, read_state, save_weights
+from .weights import load_net, load_weights, net_digest, save_weights
 
 # %% auto #0
 __all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'prepare', 'equal_time_steps', 'fit', 'Fitted',
@@ -198,7 +199,7 @@ def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None
             raise FakdError(f"student {spec_of(student)}: none of its parameters is trained. "
                             "Call its requires_grad_(True) first.")
         named["student"] = f"{MODULE}{spec_of(student)}"
-    return config.model_copy(update=named)
+    return config.with_given(**named)
 
 
 def _listed(teacher: Any, scale: int) -> list[Teacher]:
@@ -249,25 +250,6 @@ def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_
     places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
     return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
-# %% ../nbs/65_train.ipynb #65aef708
-def _able(student: nn.Module, cfg: Any) -> nn.Module:
-    "A student that can be trained at the run's scale; one of a class that fakd does not know is tried on two patches."
-    role = "network" if isinstance(cfg, TeacherConfig) else "student"
-    student, side = ready_net(student, role, cfg.scale), cfg.patch_px
-    if type(student) in NETS.values():
-        return student
-    net, sr_imgs = copied(student).train(), torch.zeros(0)
-    try:
-        sr_imgs = net(torch.full((2, 3, side, side), 127.0, device=next(net.parameters()).device))
-        sr_imgs.mean().backward()
-    except Exception as fault:  # whatever a module of somebody else raises
-        why = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise FakdError(f"{role} {spec_of(net)}: it cannot be trained on patches of {side}x{side} ({why}).") from fault
-    if sr_imgs.shape != (2, 3, cfg.scale * side, cfg.scale * side):
-        raise FakdError(f"{role} {spec_of(net)}: in training it makes {tuple(sr_imgs.shape)} "
-                        f"of (2, 3, {side}, {side}).")
-    return student
-
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
     config: DistillConfig | TeacherConfig,                         # as given
@@ -288,9 +270,11 @@ def prepare(
     scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
     data = screen(train, images, scored, cfg.scale, cfg.workers)
     crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
-    setup = Setup(cfg, cfg.given(), Run(Path()), "", code_digest(), now(), images, sets, data, crops, None, [])
+    given, code = from_anywhere(cfg.given()), code_digest()
+    setup = Setup(cfg, given, Run(Path()), "", code, now(), images, sets, data, crops, None, [])
     setup.student = own_student
-    fresh = _able(setup.new_student(), cfg)
+    role = "student" if isinstance(cfg, DistillConfig) else "network"
+    fresh = able_net(setup.new_student(), role, cfg.scale, cfg.patch_px)
     if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
         setup.teacher, own = _find_teachers(cfg, teachers)
         _choose_taps(setup, fresh, own)
@@ -389,6 +373,7 @@ def fit(
         raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
     origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
+    trainer.net.border = choose_border(trainer.net, setup.held_out, cfg.device)  # type: ignore[assignment]
     setup.nets[method] = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
     return Fitted(method, setup.nets[method], setup.histories[method], trainer.sittings)
 
@@ -408,7 +393,9 @@ def _through_file(setup: Setup, net: nn.Module, path: Path, **origin: str) -> nn
         return _read_net(setup, path)
     state = {k: v.detach().cpu().clone().contiguous() for k, v in net.model.state_dict().items()}
     with atomic_write(path) as temporary:  # the module's own names
-        temporary.write_bytes(save(state, {"network": net.spec, "scale": str(net.scale), **origin}))
+        notes = {"network": net.spec, "scale": str(net.scale), "value_range": str(round(255 / net.gain))}
+        notes |= {"border": str(net.border)} if net.border else {}
+        temporary.write_bytes(save(state, {**notes, **origin}))
     return _read_net(setup, path)
 
 
@@ -417,8 +404,7 @@ def _read_net(setup: Setup, path: Path) -> nn.Module:
     again = setup.new_student()
     if not isinstance(again, Foreign):
         return load_net(path)
-    again.model.load_state_dict(read_state(path)[0])
-    return again.eval()
+    return load_weights(again, path).eval()
 
 
 def _method(setup: Setup, distil: bool) -> str:
@@ -446,8 +432,13 @@ def held_out_psnr(
     images: Sequence[ImagePair],  # small held-out crops
     device: str,                  # where to compute
 ) -> float:                       # dB, mean over images
-    "PSNR-Y on held-out crops, for the curve; it steers nothing."
-    return float(np.mean([psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in images]))
+    "PSNR-Y on held-out crops, for the curve; it steers nothing. Of one colour a crop may be exact: it never counts."
+    seen = [p for p in images if p.hr_img.min() != p.hr_img.max()]  # the same for every network and step
+    try:
+        psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    except NotFinite:
+        raise Diverged("its images of held-out crops are not finite") from None
+    return float(np.mean(psnr)) if psnr else math.nan
 
 # %% ../nbs/65_train.ipynb #f7854a25
 def score(
@@ -512,7 +503,6 @@ def finish(
     cfg, run = setup.config, setup.run
     if setup.record is not None:
         return run
-    student = setup.new_student()
     record = Record(
         run_id=run.id,
         kind=setup.kind,
@@ -523,11 +513,12 @@ def finish(
         digest=setup.digest,
         given=setup.given,
         resolved=cfg.model_dump(),
+        origin=cfg.origin(),
         environment=environment(),
         code_digest=setup.code,
         data=setup.data,
         teacher=_about_teacher(setup),
-        student=_about(student, "initialised from the seed", [pair[0] for pair in setup.taps], cfg.patch_px),
+        student=_about_student(setup),
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
@@ -550,10 +541,19 @@ def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> d
         "source": source,
         "digest": net_digest(net),
         "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()},
-        "assumptions": list(getattr(net, "assumptions", [])),
+        "assumptions": assumed_of(net),
     }
 
 
+def _about_student(setup: Setup) -> dict[str, Any]:
+    "The student before training, and the borders that the trained ones want."
+    taps = [pair[0] for pair in setup.taps]
+    about = _about(setup.new_student(), "initialised from the seed", taps, setup.config.patch_px)
+    lines = [f"{method}: {line}" for method, net in setup.nets.items() for line in assumed_of(net)
+             if line not in about["assumptions"]]
+    return {**about, "assumptions": [*about["assumptions"], *lines]}
+
+# %% ../nbs/65_train.ipynb #57cc252d
 def _about_teacher(setup: Setup) -> dict[str, Any] | None:
     "The teacher; of several each one, and all together."
     if setup.teacher is None:
@@ -569,7 +569,7 @@ def _about_teacher(setup: Setup) -> dict[str, Any] | None:
 
 def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     "The end of a history, and its best held-out PSNR."
-    measured = [line for line in history if line["psnr_y"] is not None]
+    measured = [line for line in history if line["psnr_y"] is not None and math.isfinite(line["psnr_y"])]
     best = max(measured, key=lambda line: line["psnr_y"], default={})
     return {
         **{k: v for k, v in history[-1].items() if k != "method"},

@@ -10,20 +10,26 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .blocks import SCALES
 from .core import FakdError
 from .degrade import imresize
+from .foreign import as_net
 from .progress import Bar
 
 # %% auto #0
-__all__ = ['Net', 'OVERLAP', 'MEMORY_MB', 'LEAST', 'net_scale', 'net_device', 'tiled', 'pixel_bytes', 'fit_tile', 'upscale']
+__all__ = ['Net', 'LEAST', 'OVERLAP', 'MEMORY_MB', 'net_scale', 'net_device', 'margins', 'bordered', 'tiled', 'pixel_bytes',
+           'fit_tile', 'upscale']
 
 # %% ../nbs/52_upscale.ipynb #65c08108
 def _windows(
@@ -119,6 +125,38 @@ def net_device(
     tensors = (*net.parameters(), *net.buffers()) if isinstance(net, nn.Module) else ()
     return tensors[0].device if tensors else torch.device("cpu")
 
+# %% ../nbs/52_upscale.ipynb #de81de9b
+LEAST = 8  # LR pixels; SAN cannot take fewer than 4, and upsamplers were never trained on so few
+
+
+def margins(
+    net: Net,            # its attribute `border`, 0 if it has none
+    h: int,              # height of an LR image in pixels
+    w: int,              # its width
+    least: int = LEAST,  # a side below this gets as many with any network
+) -> tuple[int, int]:    # edge pixels above and below, left and right
+    "How many edge pixels are put around an image before it goes through a network."
+    border = int(getattr(net, "border", 0))
+    y, x = (max(border, least) if n < least else border for n in (h, w))
+    return y, x
+
+
+def bordered(
+    net: Net,                # any network
+    run: Net | None = None,  # a way of running it, such as in tiles; None: as it is
+    least: int = LEAST,      # see `margins`
+) -> Net:
+    "A network, or a way of running it, with the border that it wants."
+
+    def inside(lr_imgs: Tensor) -> Tensor:
+        y, x = margins(net, lr_imgs.shape[2], lr_imgs.shape[3], least)
+        if not (y or x):
+            return (run or net)(lr_imgs)
+        sr_imgs, scale = (run or net)(F.pad(lr_imgs, (x, x, y, y), mode="replicate")), net_scale(net)
+        return sr_imgs[..., y * scale : sr_imgs.shape[2] - y * scale, x * scale : sr_imgs.shape[3] - x * scale]
+
+    return inside
+
 # %% ../nbs/52_upscale.ipynb #84763c8d
 OVERLAP = 16  # LR pixels; seams then change less than a quarter of a grey level, see below
 
@@ -129,10 +167,16 @@ def tiled(
     lr_imgs: Tensor,         # (b, c, h, w), on the network's device
     tile: int = 256,         # side of a tile in LR pixels, with its overlaps; larger images are cut
     overlap: int = OVERLAP,  # LR pixels that neighbouring tiles share; at most a third of the tile
+    least: int = 0,          # see `margins`
 ) -> Tensor:                 # float32, (b, c, scale*h, scale*w); if one tile is enough, what the network gives
     "The network's result, computed in tiles that are blended where they overlap."
     if not 0 <= 3 * overlap <= tile or tile < 1:
         raise FakdError(f"tile {tile}, overlap {overlap}: the overlap must be between 0 and a third of the tile.")
+    return bordered(net, partial(_tiled, net, tile, overlap), least)(lr_imgs)
+
+
+def _tiled(net: Net, tile: int, overlap: int, lr_imgs: Tensor) -> Tensor:
+    "See `tiled`; without a border."
     scale, y = net_scale(net), 0
     if max(lr_imgs.shape[2:]) <= tile:
         return _run(net, lr_imgs, scale)
@@ -202,7 +246,8 @@ def fit_tile(
     def need_mb(tile: int) -> float:
         rows, columns = min(tile, h), min(tile, w)
         bands = 3 * 4 * rows * w * c * scale**2  # one in work, the rest of the last, the copy to be rounded
-        return 16 + (img.nbytes * scale**2 + bands + each * rows * columns) / 2**20
+        spread = (c % 2 == 0) * 16 * h * w  # before the result is made: where each pixel's nearest visible one is
+        return 16 + max(img.nbytes * scale**2 + bands + each * rows * columns, spread) / 2**20
 
     sides = [tile for tile in range(3 * OVERLAP, max(h, w, 3 * OVERLAP) + 8, 8) if need_mb(tile) <= limit]
     if not sides:
@@ -213,9 +258,6 @@ def fit_tile(
     return sides[-1]
 
 # %% ../nbs/52_upscale.ipynb #a11ae8c1
-LEAST = 8  # LR pixels; SAN cannot take fewer than 4, and upsamplers were never trained on so few
-
-
 def _by_kind(
     net: Net,         # takes three channels, 0..255
     channels: int,    # 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha
@@ -238,6 +280,19 @@ def _by_kind(
 
     return run
 
+# %% ../nbs/52_upscale.ipynb #f2e9996b
+def _spread_colours(
+    pixels: np.ndarray,  # (h, w, c), the last channel alpha
+) -> np.ndarray:         # the same with other colours under alpha 0
+    "Give each invisible pixel the colours of the nearest visible one."
+    hidden = pixels[:, :, -1] == 0
+    if not hidden.any() or hidden.all():
+        return pixels
+    y, x = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    spread = pixels.copy()
+    spread[hidden, :-1] = pixels[y[hidden], x[hidden], :-1]
+    return spread
+
 # %% ../nbs/52_upscale.ipynb #49be757d
 @contextmanager
 def _resting(net: Net) -> Iterator[None]:
@@ -253,7 +308,7 @@ def _resting(net: Net) -> Iterator[None]:
 
 # %% ../nbs/52_upscale.ipynb #789608ec
 def upscale(
-    net: Net,                      # forward(lr_imgs) -> sr_imgs, 0..255 both; on any device
+    net: Net,                      # any module, see `as_net`, or a callable of 0..255; on any device
     img: np.ndarray,               # uint8 or uint16; (h, w) or (h, w, c): grey, colour, each with or without alpha
     memory_mb: int | None = None,  # what the call may take beside network and image; None: 1000
     progress: bool = False,        # show a bar
@@ -265,8 +320,14 @@ def upscale(
             f"upscale: expected uint8 or uint16 of shape (h, w) or (h, w, 1 to 4), got {img.dtype} {img.shape}."
         )
     (h, w, channels), top = pixels.shape, np.iinfo(img.dtype).max
-    missing = [(0, max(0, LEAST - n)) for n in (h, w)]
-    pixels = np.require(np.pad(pixels, [*missing, (0, 0)], mode="edge"), requirements=["C", "W"])
+    pixels = _spread_colours(pixels) if channels in (2, 4) else pixels
+    if isinstance(net, nn.Module):
+        with _resting(net):
+            super_resolves = net_scale(net) in SCALES
+        net = as_net(net) if super_resolves else net
+    top_px, left_px = margins(net, h, w)
+    around = [(top_px, top_px), (left_px, left_px), (0, 0)]
+    pixels = np.require(np.pad(pixels, around, mode="edge"), requirements=["C", "W"])
     with _resting(net), torch.inference_mode():
         scale, tile, y = net_scale(net), fit_tile(net, pixels, memory_mb), 0
         result = np.empty((pixels.shape[0] * scale, pixels.shape[1] * scale, channels), img.dtype)
@@ -276,4 +337,6 @@ def upscale(
             rows.mul_(top / 255).clamp_(0, top).add_(0.5).floor_()
             result[y : y + rows.shape[2]] = rows[0].permute(1, 2, 0).numpy()
             y += rows.shape[2]
-    return np.ascontiguousarray(result[: h * scale, : w * scale]).reshape(h * scale, w * scale, *img.shape[2:])
+    y, x = top_px * scale, left_px * scale
+    inner = result[y : y + h * scale, x : x + w * scale]
+    return np.ascontiguousarray(inner).reshape(h * scale, w * scale, *img.shape[2:])

@@ -159,13 +159,14 @@ def settle_range(
 ) -> tuple[int, list[str]]:  # 1 or 255, and what was assumed
     "Find a network's value range by probing, or refuse it."
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
+    run = net.forward  # hooks on the network do not see this
     with evaluating(net):
-        found = try_views({key: in_range(net, key) for key in RANGES}, scale, like)
-        if found.best == -1 and level_error(in_range(net, -1), probe_images(scale)[0].to(like)) > LEVELS_OFF:
+        found = try_views({key: in_range(run, key) for key in RANGES}, scale, like)
+        if found.best == -1 and level_error(in_range(run, -1), probe_images(scale)[0].to(like)) > LEVELS_OFF:
             found = found._replace(best=None)  # untrained; it meets the photograph by chance
         if found.best is None and found.tied and not found.alike:
-            found = try_views({key: in_range(net, key) for key in (255, 1)}, scale, like)
-        bounded = not found.tied and _bounded(net, probe_images(scale)[0].to(like))
+            found = try_views({key: in_range(run, key) for key in (255, 1)}, scale, like)
+        bounded = not found.tied and _bounded(run, probe_images(scale)[0].to(like))
     told = f"{found.psnr[255]:.1f} dB on a photograph as 0..255, {found.psnr[1]:.1f} as 0..1"
     if found.best == -1:
         raise FakdError(f"{name} works with images of -1..1 ({told}, {found.psnr[-1]:.1f} as -1..1). "

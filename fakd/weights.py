@@ -23,8 +23,8 @@ from .nets import NETS, count_weights, make_net, net_spec, parse_net
 from .value_range import Finding, try_views
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'load_weights', 'load_net',
-           'save_weights', 'net_digest']
+__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'read_border', 'load_weights',
+           'load_net', 'save_weights', 'net_digest']
 
 # %% ../nbs/36_weights.ipynb #0e6d6583
 # the first that is there is opened
@@ -282,14 +282,44 @@ def _check_size(spec: str, scale: int, state: Mapping[str, Tensor]) -> None:
     if need > 4 * held + 10_000:
         raise FakdError(f"{spec} x{scale} has {need:,} weights, the file holds {held:,}.")
 
+# %% ../nbs/36_weights.ipynb #cd935c37
+def read_border(
+    metadata: Mapping[str, str],  # of a weights file
+) -> int:                         # LR pixels
+    "How many edge pixels the network wants around an image, as noted in its file."
+    text = metadata.get("border", "0")
+    if text not in map(str, range(65)):
+        raise FakdError(f'border "{text[:20]}": expected are 0 to 64 edge pixels.')
+    return int(text)
+
+
+def _fill_module(net: Any, state: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> nn.Module:
+    "Fill a module of the user's own with tensors of its own names; strict."
+    inside = net.model if hasattr(net, "tap_prefix") else net  # a wrapper of fakd, or the module itself
+    expected = inside.state_dict()
+    missing, unexpected = [k for k in expected if k not in state], [k for k in state if k not in expected]
+    wrong = [f"{k} is {tuple(state[k].shape)}, needs {tuple(v.shape)}" for k, v in expected.items()
+             if k in state and state[k].shape != v.shape]
+    if missing or unexpected or wrong:
+        lists = {"missing": missing, "unexpected": unexpected, "wrongly shaped": wrong}
+        said = "; ".join(f"{len(names)} {what} ({', '.join(names[:6])})" for what, names in lists.items() if names)
+        raise MisfitError(f"{source} does not fit {type(inside).__name__}: {said}.", missing, unexpected, wrong)
+    inside.load_state_dict(dict(state))
+    net.border = read_border(metadata)
+    if inside is net and metadata.get("value_range") in ("1", "255"):
+        net.value_range = int(metadata["value_range"])
+    return net
+
 # %% ../nbs/36_weights.ipynb #a368b5f5
 def load_weights(
-    net: nn.Module,    # an instance of a class in NETS
+    net: nn.Module,    # an instance of a class in NETS, or a module of any class whose own names the file has
     path: str | Path,  # a weights file of a known origin
     value_range: int | None = None,  # of the images it was trained with, 1 or 255; None: as the file or probing tells
 ) -> nn.Module:        # the same network, filled; it takes 0..255
     "Fill a network from a file; strict."
     state, metadata = read_state(path)
+    if type(net) not in NETS.values():
+        return _fill_module(net, state, metadata, str(path))
     state = _recognised(state)
     fitted = fit_state(net, state, str(path))
     known = _told(metadata)
@@ -298,6 +328,7 @@ def load_weights(
         if sizes.get(size, net.sizes[size]) != net.sizes[size]:  # type: ignore[index]
             raise FakdError(f"{path} is {metadata['spec']}, the network has {size}={net.sizes[size]}.")  # type: ignore[index]
     net.load_state_dict(fitted)
+    net.border = read_border(metadata)  # type: ignore[assignment]
     lines = [] if known else _settle(net, state, str(path), value_range)
     return _note(net, [*_assumed(net, metadata, net.sizes, guessed=False), *lines], str(path))  # type: ignore[arg-type]
 
@@ -322,6 +353,7 @@ def load_net(
         raise FakdError(f"{path}: value_range=1 was given, but fakd wrote this file, of 0..255.")
     net.load_state_dict({k: v.float() for k, v in fit_state(net, state, str(path)).items()})
     lines = [] if known else _settle(net, state, str(path), value_range)
+    net.border = read_border(metadata)  # type: ignore[assignment]
     return _note(net.eval(), [*_assumed(net, metadata, sizes, guessed=known is None), *lines], str(path))
 
 # %% ../nbs/36_weights.ipynb #238d9f25
@@ -342,6 +374,7 @@ def save_weights(
         "format": "fakd",
         "spec": net_spec(net),
         "scale": str(net.scale),
+        **({"border": str(net.border)} if getattr(net, "border", 0) else {}),
         **({"assumptions": json.dumps(net.assumptions)} if getattr(net, "assumptions", None) else {}),
         **{k: str(v) for k, v in provenance.items()},
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.complexity import count_macs, count_params, describe_net, latency, peak_memory
+from fakd.complexity import count_macs, count_params, describe_net, latencies, latency, peak_memory
 from fakd.rcan import RCAN
 
 # scale, parameters, multiply-adds in 10^9 at LR 48x48, the same at as many LR pixels as 1280x720 HR has
@@ -94,3 +94,25 @@ def test_costs_are_measured_on_cuda():
     assert latency(net, (8, 8), repeats=3).median_ms > 0
     with torch.inference_mode():
         assert peak_memory(lambda: net(torch.zeros(1, 3, 32, 32, device="cuda")), "cuda") > 32 * 32 * 8 * 4
+
+
+def test_networks_are_timed_in_turns_and_equal_ones_together():
+    class Named(nn.Conv2d):
+        "A convolution that notes when it is called."
+
+        def __init__(self, name: str, calls: list, width: int = 3):
+            super().__init__(3, width, 1)
+            self.name, self.calls = name, calls
+
+        def forward(self, lr_imgs):
+            self.calls.append(self.name)
+            return super().forward(lr_imgs)
+
+    calls: list = []
+    nets = {name: Named(name, calls, width) for name, width in (("a", 3), ("b", 3), ("c", 4))}
+    took = latencies(nets, (8, 8), repeats=5)
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == 8 and all(sorted(turn) == ["a", "b", "c"] for turn in rounds)  # none twice in a row
+    assert {turn[0] for turn in rounds} == {"a", "b", "c"}  # each of them begins
+    assert took["a"] == took["b"] and [took[name].repeats for name in nets] == [10, 10, 5]
+    assert all(net.training for net in nets.values())

@@ -1,5 +1,6 @@
 "Fetching, unpacking and verifying sets, against a server on this machine that misbehaves on purpose."
 
+import contextlib
 import hashlib
 import io
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from fakd import download
+from fakd.cli import main
 from fakd.core import FakdError, write_image
 from fakd.degrade import degrade
 from fakd.download import Archive, data_get, data_list, data_verify, fetch, unpack
@@ -24,13 +26,18 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cuts, self.seen, self.fails = {}, [], [], []
+        self.files, self.cuts, self.seen, self.fails, self.silent = {}, [], [], [], False
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.seen.append(self.headers.get("Range"))
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path[4:])
+            self.end_headers()
+            return
         body = self.server.files.get(self.path[1:])
         if body is None or self.server.fails:
             self.send_error(self.server.fails.pop(0) if body is not None else 404)
@@ -43,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         rest = body[start:]
         self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(rest)))
+        if not self.server.silent:
+            self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         self.wfile.write(rest[: self.server.cuts.pop(0)] if self.server.cuts else rest)
 
@@ -54,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download, "_SCHEMES", ("http",))
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -66,8 +75,8 @@ def server(monkeypatch):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKD_DATA", str(tmp_path / "sets"))
-    for module in ("fakd.benchmarks", "fakd.download"):
-        monkeypatch.setattr(f"{module}.root", lambda: tmp_path / "project")
+    monkeypatch.setattr("fakd.benchmarks.places", lambda path: [tmp_path / "project" / path])
+    monkeypatch.setattr("fakd.download.root", lambda: tmp_path / "project")
     return tmp_path / "sets"
 
 
@@ -145,7 +154,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_no_file(server, tmp_path):
 
 def test_without_a_network_it_says_what_to_do_and_a_file_put_there_by_hand_is_used(project, tmp_path, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
-    monkeypatch.setitem(download.ARCHIVES, "Set5", Archive("http://127.0.0.1:9/benchmark.tar", 1, 1, ""))
+    monkeypatch.setitem(download.ARCHIVES, "Set5", Archive("https://127.0.0.1:9/benchmark.tar", 1, 1, ""))
     with pytest.raises(FakdError, match="By hand: download that address .* to .*benchmark.tar and call this again"):
         data_get("Set5", project, progress=False)
     (project / "benchmark.tar").write_bytes(benchmark_tar(tmp_path / "made"))
@@ -267,3 +276,110 @@ def test_verify_sees_an_lr_image_that_is_shifted_by_one_pixel(project):
     count, fault = data_verify("Set5", progress=False)
     assert "1 images instead of 5" in count
     assert "babyx4.png: is shifted against its HR image by about 1 rows and 0 columns" in fault
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a.tar", "ftp://example.org/a.tar", "file:///etc/passwd", "a.tar"])
+def test_only_https_is_asked(url, tmp_path, monkeypatch):
+    monkeypatch.setattr("requests.get", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(FakdError, match="begin with https"):
+        fetch(Archive(url, 1, 1, ""), tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == [] and all(a.url.startswith("https://") for a in download.ARCHIVES.values())
+
+
+def test_a_way_round_that_leaves_https_is_refused(server, tmp_path, monkeypatch):
+    "Here http stands for https, and the other way round."
+    class Answer:
+        history, url = [], "https://elsewhere.example/a.bin"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("requests.get", lambda *_, **__: Answer())
+    with pytest.raises(FakdError, match="elsewhere.example/a.bin: accepted are"):
+        fetch(Archive(server.url + "a.bin", 1, 1, ""), tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_way_round_within_the_scheme_is_taken(server, tmp_path):
+    server.files["a.bin"] = b"whole"
+    archive = Archive(f"{server.url}to/{server.url}a.bin", 1, 1, "")
+    assert fetch(archive, tmp_path, progress=False).read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("silent,said", [(False, "file is larger than 1 MB"), (True, "more than 1 MB came")])
+def test_a_download_stops_at_the_size_that_the_archive_can_have(server, tmp_path, silent, said):
+    server.files["a.bin"], server.silent = bytes(9_000_000), silent
+    with pytest.raises(FakdError, match=said):
+        fetch(Archive(server.url + "a.bin", 1, 1, ""), tmp_path, progress=False)
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".tag"]
+
+
+def test_encrypted_nested_and_oversized_archives_are_refused(tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as pack:
+        pack.writestr("HR/a.png", "x")
+    with tarfile.open(tmp_path / "nested.tar", "w") as bundle:
+        member = tarfile.TarInfo("inner.zip")
+        member.size = len(inner.getvalue())
+        bundle.addfile(member, io.BytesIO(inner.getvalue()))
+    unpack(tmp_path / "nested.tar", tmp_path / "sets")
+    assert [p.name for p in (tmp_path / "sets").iterdir()] == ["inner.zip"]  # not what is in it
+    locked = bytearray(inner.getvalue())
+    locked[6] |= 1
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(FakdError, match="HR/a.png is encrypted"):
+        unpack(tmp_path / "locked.zip", tmp_path / "sets")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as pack:
+        pack.writestr("a.bin", bytes(5_000_000))
+    with pytest.raises(FakdError, match="need more room"):
+        unpack(tmp_path / "bomb.zip", tmp_path / "sets", most=1_000_000)
+    assert [p.name for p in (tmp_path / "sets").iterdir()] == ["inner.zip"]
+    with pytest.raises(FakdError, match="folder"):
+        unpack(tmp_path, tmp_path / "sets")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_bytes_of_an_archive_that_are_overwritten_end_in_one_kind_of_error(tmp_path, kind):
+    noise = np.random.default_rng(3)
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as pack:
+            pack.writestr("a/one.txt", noise.bytes(400))
+    else:
+        with tarfile.open(tmp_path / f"a.{kind}", f"w:{kind[4:]}") as bundle:
+            member = tarfile.TarInfo("a/one.txt")
+            member.size = 400
+            bundle.addfile(member, io.BytesIO(noise.bytes(400)))
+    whole = (tmp_path / f"a.{kind}").read_bytes()
+    for _ in range(150):
+        body = bytearray(whole)
+        for place in noise.integers(min(len(body), 1200), size=3):
+            body[place] = noise.integers(256)
+        (tmp_path / "b").write_bytes(body)
+        with contextlib.suppress(FakdError):
+            unpack(tmp_path / "b", tmp_path / "sets")
+
+
+def test_names_of_members_that_are_none(tmp_path):
+    for name in (".", "./", "a\0b"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            pack.writestr(info, "evil")
+        with contextlib.suppress(FakdError):
+            unpack(tmp_path / "a.zip", tmp_path / "sets")
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".unpacking")]
+
+
+def test_verify_tells_which_lr_images_a_set_has(project, capsys):
+    benchmark_tar(project)
+    assert download.data_lr_sources("Set5") == (
+        "LR images: x2, x3, x8 made from HR by MATLAB's bicubic; x4 own, of LR_bicubic/X4")
+    write_image(project / "own/HR/a.png", picture(0))
+    write_image(project / "own/LR_wild/x2/a.png", 255 - degrade(picture(0), 2))
+    assert main(["data", "verify", str(project / "own")]) == 1
+    said = capsys.readouterr().out
+    assert "x2 own, of LR_wild/x2" in said and "does not show what its HR image shows" in said

@@ -350,7 +350,7 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     assert picture.is_visible() and page.locator(".fakd-explorer").count() == 0
     page.close()
     html, _ = HTMLExporter().from_notebook_node(kept)
-    assert base64.b64encode(wanted).decode() in html.replace("\n", "") and "The affinity explorer: an image" in html
+    assert base64.b64encode(wanted).decode() in html.replace("\n", "")
 
 
 # The static page

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import skimage.data
 from fixtures import make_run_fixture
+from torch import nn
 
+from fakd.cards import card
 from fakd.core import FakdError, write_image
 from fakd.evaluate_report import (
     evaluation_finding,
@@ -21,9 +23,11 @@ from fakd.evaluate_report import (
 from fakd.figures import result_table
 from fakd.findings import finding
 from fakd.nets import make_net
+from fakd.pairs import ImagePair
 from fakd.record import Row, Run, compare_sets, gains, left_out, read_record, summarise
 from fakd.report import run_page
 from fakd.scoring import Way, evaluate_weights
+from fakd.train import _last, held_out_psnr
 from fakd.weights import save_weights
 
 INF, NAN = math.inf, math.nan
@@ -182,3 +186,43 @@ def test_an_exact_crop_is_the_best_one_and_a_nan_is_not(evaluated):
     scores = {r.method: r for r in rows_of("S", bicubic={"i": 30}, a={"i": NAN}, b={"i": INF}, c={"i": 40})}
     parts = _comparison(Scene("S", "i", versions, *cut_crops(versions), scores))
     assert [crop["method"] for crop in parts["crops"] if crop["best"]] == ["b"]
+
+
+def test_the_held_out_psnr_goes_over_the_same_crops_at_every_step():
+    "A crop of one colour is exact for some networks; then a mean with it would be infinite for these alone."
+    cat = skimage.data.chelsea()[100:148, 100:148]
+    pairs = [ImagePair(n, img, img[::2, ::2].copy()) for n, img in (("flat", 0 * cat + 90), ("cat", cat))]
+    repeat = nn.Upsample(scale_factor=2)
+    assert held_out_psnr(repeat, pairs, "cpu") == held_out_psnr(repeat, pairs[1:], "cpu") < 40
+    assert math.isnan(held_out_psnr(repeat, pairs[:1], "cpu"))
+    with pytest.raises(FakdError, match="not finite"):
+        held_out_psnr(nn.Threshold(1e9, NAN), pairs, "cpu")
+
+
+def test_the_best_step_is_one_with_a_number():
+    lines = [{"method": "plain", "step": i, "time_s": 1.0, "psnr_y": v} for i, v in enumerate([NAN, 25.0, None, 24.0])]
+    assert (_last(lines)["best_psnr_y"], _last(lines)["best_step"]) == (25.0, 1)
+    assert _last(lines[:1])["best_psnr_y"] is None
+
+
+def test_every_figure_of_an_evaluation_has_its_files_and_none_is_needed(evaluated, tmp_path):
+    text = evaluation_page(evaluated).read_text(encoding="utf-8")
+    for path in (evaluated.dir / "figures").iterdir():
+        assert text.count(f'href="figures/{path.name}"') == 2, path.name  # under its caption and in the list
+    assert (evaluated.dir / "figures" / "pareto-x2.pdf").is_file()
+    run = make_run_fixture(tmp_path, pictures=False, kind="evaluate", rows=[], summary={},
+                           student={"nets": {"net": {"scale": 2, "params": 1, "macs": 1}}, "ways": {}})
+    assert "The run kept no images to compare." in evaluation_page(run).read_text(encoding="utf-8")
+
+
+def test_a_card_has_the_means_of_the_images_that_count(tmp_path):
+    rows = rows_of("S", bicubic={"a": 20, "black": INF}, teacher={"a": 22, "black": 45}) + rows_of(
+        "T", bicubic={"x": INF}, teacher={"x": 30})
+    settings = ("init", "steps", "batch_size", "patch_px", "learn_rate", "schedule", "ema", "loss", "seed", "precision")
+    run = make_run_fixture(
+        tmp_path, pictures=False, kind="teacher", rows=rows, summary={}, history={"teacher": {"time_s": 60.0}},
+        resolved={"scale": 4, **dict.fromkeys(settings, 1)},
+        data=[{"name": "sample", "role": "train", "count": 9, "digest": "ab"}])
+    text = card(run.record)
+    assert "| S | 1 | 22.00 dB | 0.2200 | 20.00 dB | 0.2000 |" in text
+    assert "black of S (psnr_y is inf for bicubic); x of T (psnr_y is inf for bicubic)." in text

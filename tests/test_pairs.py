@@ -1,5 +1,6 @@
 """Patches: aligned, uniform, and a function of seed and step alone."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -229,3 +230,29 @@ def test_a_large_set_comes_from_the_cache_and_follows_its_content(tmp_path, monk
     write_image(tmp_path / "set" / "1.png", numbered(9).hr_img)
     assert images.pairs(4, cache=True)[1].hr_img[0, 0, 2] == 9
     assert len(list((tmp_path / "cache" / "images").iterdir())) == 2
+
+
+def test_a_flipped_bit_in_a_cache_is_seen_and_the_cache_built_anew(tmp_path):
+    cache, draw = ImageCache("k" * 64, tmp_path), np.random.default_rng(0)
+    truth = cached_pairs("k" * 64, numbered, 4, folder=tmp_path)[3].hr_img.copy()
+    for name in ("pixels.u8", "index.json"):
+        whole = (cache.dir / name).read_bytes()
+        for place in draw.integers(len(whole) * 8, size=60):
+            body = bytearray(whole)
+            body[place // 8] ^= 1 << (place % 8)
+            (cache.dir / name).write_bytes(body)
+            assert not cache.complete
+        (cache.dir / name).write_bytes(body)
+        pairs = cached_pairs("k" * 64, numbered, 4, folder=tmp_path)
+        assert cache.complete and np.array_equal(pairs[3].hr_img, truth)
+
+
+def test_what_killed_builds_left_is_removed_after_a_day(tmp_path):
+    old, new = (tmp_path / "images" / f".building-{name}" for name in ("old", "new"))
+    for place in (old, new):
+        place.mkdir(parents=True)
+        (place / "pixels.u8").write_bytes(b"half")
+    for path in (old, old / "pixels.u8"):
+        os.utime(path, (0, 0))
+    cached_pairs("k" * 64, numbered, 2, folder=tmp_path)
+    assert not old.exists() and new.exists()

@@ -4,19 +4,15 @@ from __future__ import annotations
 import csv
 import math
 import re
-import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from fixtures import make_run_fixture
-from papermill import cli
 
 from fakd.findings import finding
 from fakd.record import Row, Run, summarise, write_record
-from fakd.repeat import repeat_command
 from fakd.report import index_page, run_page
 
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
@@ -188,26 +184,6 @@ def test_an_infinite_psnr_is_said_and_not_averaged(tmp_path: Path) -> None:
     text = run_page(run).read_text(encoding="utf-8")
     check_page(text)
     assert "psnr_y is inf" in text and "better on 0 of 2 images" in text
-
-
-@pytest.mark.parametrize("given", [
-    {}, {"scale": 4}, {"loss": "0.5*DS+0.5*TS+10*SA", "student": "rcan(n_feats=32, n_resblocks=4)"},
-    {"compare": False, "teacher": None, "learn_rate": 1e-05, "clip_norm": 0.1},
-    {"data": "007", "out_dir": "None", "device": "True", "note": "it's $HOME & \"more\"", "empty": ""},
-    {"taps": ["body.0=body.0"], "rates": [1e-05, 2.5, 3, None, True, "yes", "1e3"], "nested": {"a b": [1]}},
-])
-def test_the_command_gives_papermill_what_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict,
-) -> None:
-    record = make_run_fixture(tmp_path, pictures=False, given=given).record
-    seen: dict = {}
-    monkeypatch.setattr(cli, "execute_notebook", lambda **call: seen.update(call))
-    words = shlex.split(repeat_command(record))
-    assert words[:3] == ["papermill", "nbs/run_distill.ipynb", "out.ipynb"]
-    result = CliRunner().invoke(cli.papermill, words[1:], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert seen["parameters"] == given
-    assert [type(v) for v in seen["parameters"].values()] == [type(v) for v in given.values()]
 
 
 def test_the_list_of_runs_names_every_finished_run(full: Run, tmp_path: Path) -> None:

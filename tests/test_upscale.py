@@ -36,6 +36,17 @@ def test_windows_cover_an_axis_and_their_weights_add_up_to_one(n, tile, part, sc
     torch.testing.assert_close(sums, torch.ones(n * scale), rtol=0, atol=1e-5)
 
 
+class Cubic(nn.Module):
+    "Rings at edges, as networks do."
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, lr_imgs):
+        return nn.functional.interpolate(lr_imgs, scale_factor=self.scale, mode="bicubic")
+
+
 class Near(nn.Module):
     "Looks at four pixels around, no farther."
 
@@ -86,6 +97,30 @@ def test_out_of_range_values_are_clipped_not_wrapped():
     img = np.full((9, 9, 3), 200, np.uint8)
     assert (upscale(Loud(), img) == 255).all() and (upscale(Loud(), 255 - img) == 0).all()
     assert (upscale(Loud(), img.astype(np.uint16) * 257) == 65535).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("under", [0, 1, 0.3])
+def test_colour_under_alpha_0_does_not_reach_what_is_visible(dtype, colours, under):
+    "A disc of one colour stays of one colour, whatever lies outside of it and however the tiles fall."
+    top = np.iinfo(dtype).max
+    y, x = np.mgrid[:100, :90]
+    inside = (y - 50) ** 2 + (x - 45) ** 2 < 30**2
+    colour = (np.array([0.9, 0.2, 0.6])[:colours] * top).astype(dtype)
+    img = np.dstack([np.where(inside[..., None], colour, dtype(under * top)), inside * dtype(top)]).astype(dtype)
+    net = Cubic(2)
+    net.pixel_bytes = 30_000
+    for limit in (None, 16 + int(img.nbytes * 4 / 2**20) + 100):
+        result = upscale(net, img, limit)
+        seen = result[:, :, -1] > 0
+        assert np.abs(result[seen][:, :-1].astype(int) - colour.astype(int)).max() <= top // 255
+    np.testing.assert_array_equal(img[0, 0, :-1], dtype(under * top))  # the caller's image is as it was
+
+
+def test_an_image_of_which_nothing_is_visible_is_enlarged_as_it_is():
+    img = np.dstack([np.full((20, 20, 3), 77, np.uint8), np.zeros((20, 20), np.uint8)])
+    assert (upscale(Cubic(2), img) == [77, 77, 77, 0]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
