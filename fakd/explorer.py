@@ -514,7 +514,7 @@ def run_pair(
             pair = affinity_pair(cfg.get("affinity_image"), image_sets(cfg["benchmarks"]), held_out, scale)
     return middles([pair], 96)[0]
 
-
+# %% ../nbs/74_explorer.ipynb #30e39b12
 def explore_run(
     run_dir: str | Path,                           # a run's folder
     image: np.ndarray | str | Path | None = None,  # an original of your own; None: the one that the run kept
