@@ -218,7 +218,7 @@ def _teaching(
                             "Leave the teacher out, or add a term such as 0.5*TS or 10*SA.")
         found = {"compare": False, "teacher": "none", "taps": []}
     else:
-        wanted = split_teachers(config.teacher or chosen["teacher"])
+        wanted = split_teachers(chosen["teacher"] if config.teacher is None else config.teacher)
         found["teacher"] = "+".join(str(find_teacher(text, config.scale, config.preset)) for text in wanted)
         if "maps" not in needs:
             found["taps"] = []
@@ -304,7 +304,7 @@ class EvaluateConfig(Config):
         device = choose_device(self.device)
         wanted = [choose_precision(p.strip(), device) for p in self.precision.split("+")]
         late = {"device": device, "precision": "+".join(dict.fromkeys(wanted))}
-        late["weights"] = "+".join(str(path) for path in find_weights(self.weights))
+        late["weights"] = "+".join(str(path) for path in find_weights(self.weights)) if self.weights else ""
         if self.benchmarks is None:
             late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
         was = self.origin()
@@ -320,7 +320,7 @@ class EvaluateConfig(Config):
         return [path.strip() for path in self.backbones.split("+")] if self.backbones else []
 
 # %% ../nbs/56_config.ipynb #65ad6d2e
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".onnx")
 
 
 def names_weights(
@@ -389,6 +389,10 @@ def net_or_file(
         return text.removeprefix(MODULE).split("(")[0], "module"
     if not names_weights(text):
         return parse_net(text)[0], "spec"
+    if text.endswith(".onnx"):
+        if what != "teacher":
+            raise FakdError(f"{what} {text}: an ONNX file cannot be trained. Give the weights that it was made of.")
+        return Path(text).stem, "file"
     metadata = read_state(find_path(text))[1]
     if metadata.get("scale", str(scale)) != str(scale):
         raise FakdError(f"{what} {text} is for scale {metadata['scale'][:20]}, the run is for scale {scale}.")
@@ -402,7 +406,11 @@ def split_teachers(
     text: str,      # one teacher, or several joined by +
 ) -> list[str]:     # a file whose own name has a + stays whole
     "The teachers that are meant."
-    return [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]
+    parts = [part.strip() for part in text.split("+")]
+    if not all(parts):
+        raise FakdError(f'teacher "{text}": a name is empty. Give a weights file or a network; leave it out for the '
+                        "preset's own.")
+    return [text] if os.path.exists(find_path(text)) else parts
 
 
 def find_teacher(

@@ -449,6 +449,8 @@ def run_nets(
     if not set(found) - {"teacher"}:
         notes.append("The run's folder holds no weights.")
     ours, theirs = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else []
+    if theirs and len(theirs) != len(ours):
+        raise FakdError(f"{run.id}: its record has {len(ours)} taps of the student, {len(theirs)} of the teacher.")
     taps: list[int | str] = [f"{s}={t}" for s, t in zip(ours, theirs, strict=True)] if theirs else [*ours]
     return nets, taps or None, " ".join(notes)
 
