@@ -299,11 +299,6 @@ def test_an_input_that_exceeds_memory_is_refused_before_anything_is_measured(tmp
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-@pytest.mark.parametrize("teacher", ["", " ", "+"])
-def test_an_empty_teacher_is_refused(teacher):
-    refused(lambda: DistillConfig(teacher=teacher).resolve(), "teacher is an empty text")
-
-
 # ONNX files
 
 
