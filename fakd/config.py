@@ -165,7 +165,8 @@ class DistillConfig(TrainConfig):
     teacher: str | None = setting(
         None,
         "a weights file of any origin, or a network that has one in data/weights or among the teacher runs; "
-        "several joined by +; None: the preset's",
+        "several joined by +; None: the preset's. Its value range is read or probed; to say it, give a module: "
+        "teacher=load_any(file, value_range=1)",
         digest=False,  # its tensors are hashed instead
     )
     teacher_draw: Literal["random", "mean"] = setting(

@@ -76,6 +76,11 @@ class Setup:
         "`teacher` for a teacher's training, else `distill`."
         return "teacher" if isinstance(self.config, TeacherConfig) else "distill"
 
+    @property
+    def resumed(self) -> dict[str, list[int]]:
+        "The steps at which methods were continued."
+        return {method: [s["step"] for s in every[1:]] for method, every in self.sittings.items() if every[1:]}
+
     def new_student(self) -> nn.Module:
         "The network to be trained, always with the same initial weights."
         cfg = self.config
@@ -522,7 +527,7 @@ def finish(
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
-        resumed_from_step={m: [s["step"] for s in lines[1:]] for m, lines in setup.sittings.items() if lines[1:]},
+        resumed_from_step=setup.resumed,
         sittings=setup.sittings,
         artefacts=artefacts(run),
     )
