@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
+from torch import nn
 
 from .benchmarks import SETS, image_sets
 from .core import FakdError, atomic_write, root, static
@@ -18,7 +19,7 @@ from .figures import fixed
 from .record import Record, Run, compare_sets, left_out, left_out_words, read_record, summarise
 from .repeat import repeat_command
 from .screening import data_use
-from .weights import load_net
+from .weights import load_net, load_weights
 
 # %% auto #0
 __all__ = ['card', 'ship', 'score_more']
@@ -88,14 +89,16 @@ def ship(
 
 # %% ../nbs/81_cards.ipynb #c81a7e02
 def score_more(
-    weights: Path,    # a shipped file, with its record beside it
-    benchmarks: str,  # sets joined by +
-) -> Path:            # the same file
+    weights: Path,                 # a shipped file, with its record beside it
+    benchmarks: str,               # sets joined by +
+    net: nn.Module | None = None,  # a module of the user's own class that the file belongs to
+) -> Path:                         # the same file
     "Score a shipped teacher on further sets; its record and card then have these rows too."
     record, sets = read_record(weights.with_suffix(".json")), image_sets(benchmarks)
     scale, names = record.resolved["scale"], {s.name for s in sets}
+    own = load_net(weights) if net is None else load_weights(net, weights)
     rows = [r for r in record.rows if r.set not in names]
-    rows += [*bicubic_rows(sets, scale), *evaluate({"teacher": load_net(weights)}, sets, scale)]
+    rows += [*bicubic_rows(sets, scale), *evaluate({"teacher": own}, sets, scale)]
     data = [d for d in record.data if d.role != "evaluate" or d.name not in names]
     data += [data_use(s, "evaluate", scale) for s in sets]
     means = {"summary": summarise(rows), "left_out": left_out(rows)}

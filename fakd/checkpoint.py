@@ -101,10 +101,9 @@ def load_checkpoint(
     must_fit(2 * regular_file(path, "checkpoint").stat().st_size, f"checkpoint {path}")
     data = Path(path).read_bytes()
     body, seal, told = data[: -64 - len(_SEAL)], data[-64 - len(_SEAL) : -64], data[-64:]
-    if seal != _SEAL:
-        raise FakdError(f"{path}: {'cut off, or not a checkpoint of this version' if data else 'an empty file'}.")
-    if hashlib.sha256(body).hexdigest().encode() != told:
-        raise FakdError(f"{path}: damaged, its checksum does not hold. Without this file the run goes on from the "
+    if seal != _SEAL or hashlib.sha256(body).hexdigest().encode() != told:
+        broken = "damaged, its checksum does not hold" if seal == _SEAL else "cut off, or no checkpoint of this version"
+        raise FakdError(f"{path}: {broken if data else 'an empty file'}. Without this file a run goes on from the "
                         "checkpoint before it, or anew.")
     try:
         with memory_bound(4 * len(body) + 2**31):
@@ -202,9 +201,9 @@ def sitting(
 def differences(
     sittings: Sequence[Mapping[str, Any]],        # of one method, in order
     names: Sequence[str] | None = None,           # what is compared; None: all but the step
-) -> list[tuple[int, str, Any, Any]]:             # step, what, before, after
+) -> list[tuple[Any, str, Any, Any]]:             # step, what, before, after
     "What changed from one sitting to the next."
-    return [(b["step"], k, a.get(k), b[k]) for a, b in zip(sittings, sittings[1:], strict=False)
+    return [(b.get("step"), k, a.get(k), b[k]) for a, b in zip(sittings, sittings[1:], strict=False)
             for k in b if k != "step" and (names is None or k in names) and a.get(k) != b[k]]
 
 
@@ -215,5 +214,5 @@ def resumed_words(
     lines = []
     for i, one in enumerate(sittings[1:], 1):
         other = "; ".join(f"{k} {was} -> {now}" for _, k, was, now in differences(sittings[i - 1 : i + 1]))
-        lines.append(f"step {one['step']}" + (f" ({other})" if other else ""))
+        lines.append(f"step {one.get('step')}" + (f" ({other})" if other else ""))
     return ", ".join(lines)

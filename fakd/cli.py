@@ -19,9 +19,8 @@ from pathlib import Path
 from .commands import SHELLS, add_commands, completion, dashed, refuse
 from .core import FakdError, choose_device, find_path, set_threads
 from .download import data_get, data_list, data_lr_sources, data_verify
-from .foreign import load_any
 from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
-from .onnx import OnnxNet
+from .onnx import OnnxNet, open_net
 from .progress import Bar
 from .trainer import Diverged
 from .upscale import MEMORY_MB, Net, net_scale, upscale
@@ -127,18 +126,18 @@ def upscale_files(
 
 # %% ../nbs/95_cli.ipynb #a8a9e628
 def _load(
-    weights: str,  # a file of any kind that fakd reads
-    device: str,   # as given
+    weights: str,                    # a file of any kind that fakd reads
+    device: str,                     # as given
+    value_range: int | None = None,  # as given
 ) -> Net:
     "A network from weights or ONNX, on its device; what had to be assumed is said."
     path = find_path(weights)
-    if path.suffix.lower() == ".onnx":
-        if device not in ("auto", "cpu"):
-            raise FakdError(f"{weights}: ONNX files run on the CPU, not on {device}.")
-        return OnnxNet(path)
+    if path.suffix.lower() == ".onnx" and device not in ("auto", "cpu"):
+        raise FakdError(f"{weights}: ONNX files run on the CPU, not on {device}.")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        net = load_any(path).to(choose_device(device))
+        net = open_net(path, value_range)
+        net = net if isinstance(net, OnnxNet) else net.to(choose_device(device))
     for note in said:
         print(f"note: {note.message}", file=sys.stderr)
     return net
@@ -149,7 +148,7 @@ def _upscale(given: argparse.Namespace) -> int:
     began = time.monotonic()
     set_threads()
     jobs = find_jobs(given.inputs, given.out)
-    net = _load(given.weights, given.device)
+    net = _load(given.weights, given.device, given.value_range)
     tally = upscale_files(net, jobs, given.memory_mb, given.overwrite, sys.stderr.isatty() and not given.quiet)
     if not given.quiet or tally.failed or tally.stopped:
         print(f"{tally}; x{net_scale(net)}, {time.monotonic() - began:.1f} s, in {given.out}")
@@ -186,6 +185,9 @@ def _upscale_options(parser: argparse.ArgumentParser) -> None:
                              "for one image")
     parser.add_argument("-w", "--weights", required=True, metavar="W",
                         help="network: .safetensors, .pt, .pth, .ckpt or .onnx; its scale decides the size")
+    parser.add_argument("--value-range", type=int, choices=(1, 255),
+                        help="of the images that the network takes: 1 (0..1) or 255 (0..255); by default as its file "
+                             "or probing tells")
     parser.add_argument("--memory-mb", type=int, metavar="N",
                         help=f"memory that enlarging one image may take beside the network (default {MEMORY_MB})")
     parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")

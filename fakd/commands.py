@@ -168,7 +168,7 @@ def _nets(given: argparse.Namespace) -> int:
             taps = str(len(net.tap_names()))  # type: ignore[operator]
             lines.append((name, role, f"{count_params(net):,}", taps, f"{name}({sizes})"))
     kept = [("weights", "scale", "role")]
-    for path in (file for place in places("data/weights") for file in sorted(place.glob("*.safetensors"))):
+    for path in (file for place in places("data/weights") for file in sorted(place.glob("[!.]*.safetensors"))):
         has = read_state(path)[1]
         kept.append((portable(path).as_posix(), f"x{has.get('scale', '?')}", has.get("method", "")))
     print(_aligned(lines) + (f"\n\n{_aligned(kept)}" if kept[1:] else ""))

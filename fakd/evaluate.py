@@ -24,7 +24,7 @@ from .record import Row, compare_sets
 from .upscale import LEAST, Net, bordered, tiled
 
 # %% auto #0
-__all__ = ['BORDER', 'FLAT', 'Make', 'super_resolve', 'choose_border', 'self_ensemble', 'bicubic_rows', 'evaluate',
+__all__ = ['BORDER', 'FLAT', 'Make', 'NotFinite', 'super_resolve', 'choose_border', 'self_ensemble', 'bicubic_rows', 'evaluate',
            'worth_seeing']
 
 # %% ../nbs/62_evaluate.ipynb #92d13bee
@@ -47,6 +47,10 @@ def _evaluating(
             module.training = mode
 
 # %% ../nbs/62_evaluate.ipynb #fba4228b
+class NotFinite(FakdError):
+    "A network gives values that are not finite."
+
+
 def _upscaled(
     net: nn.Module,                 # forward(lr_imgs) -> sr_imgs, both 0..255
     lr_imgs: Sequence[np.ndarray],  # uint8, (h, w, 3), of one size
@@ -64,7 +68,7 @@ def _upscaled(
         run = partial(tiled, net, tile=tile, least=LEAST) if tile else bordered(net)
         sr_imgs = self_ensemble(run, batch) if ensemble else run(batch)
     if not torch.isfinite(sr_imgs).all():
-        raise FakdError(f"the network's output at precision {precision} holds values that are not finite.")
+        raise NotFinite(f"the network's output at precision {precision} holds values that are not finite.")
     return to_images(sr_imgs)
 
 

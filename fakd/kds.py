@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
+from .blocks import SCALES
 from .core import FakdError, Spec, atomic_write, choose_device, nearest, parse_spec, quantise
 from .losses import LOSSES, DistillLoss, check_spec
 from .losses_affinity import SA
 from .metrics import rgb_to_y
+from .nets import NETS
 from .taps import Taps, resolve_taps
+from .value_range import settle_range
 from .weights import save_weights
 
 # %% auto #0
@@ -191,8 +195,12 @@ def _register(
     role: str,                         # teacher_model or student_model
     model: nn.Module,                  # the network
     taps: Sequence[int | str] | None,  # as given
+    value_range: int | None,           # as given
 ) -> None:
     "Keep a network and its taps, on the device if that is known."
+    if value_range not in (None, 1, 255):
+        raise KdsError(f"value_range={value_range}: 1(0..1) 또는 255(0..255)를 쓰십시오.",
+                       f"value_range={value_range}: choose 1 for images of 0..1 or 255 for 0..255.")
     if any(model is net for other, net in vars(kds).items() if other != role):
         raise KdsError("선생님과 학생이 같은 모델입니다.", "Teacher and student are the same network.")
     if role == "student_model" and not any(p.requires_grad for p in model.parameters()):
@@ -202,6 +210,9 @@ def _register(
         kds.taps[role] = list(resolve_taps(model, named if taps is None else taps))
     setattr(kds, role, model if kds.device is None else model.to(kds.device))
     kds.criterion = None
+    kds.ranges.pop(role, None)
+    if value_range is not None:
+        kds.ranges[role] = value_range
     if kds.losses is not None:
         kds.losses.made.clear()  # adapters belong to a pair of networks
 
@@ -224,8 +235,7 @@ class _Registered:
         "Register the device (기기 등록); what is registered already moves to it."
         with _in_korean_too():
             self.device = torch.device(choose_device(str(device)))
-        terms = self.losses.made.values() if self.losses is not None else []
-        for net in filter(None, (self.teacher_model, self.student_model, *terms)):
+        for net in filter(None, (self.teacher_model, self.student_model, *getattr(self.losses, "made", {}).values())):
             net.to(self.device)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(self.optimizer.state_dict())  # its memory follows its parameters
@@ -234,9 +244,10 @@ class _Registered:
         self,
         model: nn.Module,                         # with its weights; returns (feature_maps, sr), or sr alone
         taps: Sequence[int | str] | None = None,  # places of a plain network's maps; None: all that it names itself
+        value_range: int | None = None,           # of the network's images, 1 or 255; None: probing tells
     ) -> None:
         "Register the teacher (선생님 모델 등록); it is frozen and set to evaluation."
-        _register(self, "teacher_model", model, taps)
+        _register(self, "teacher_model", model, taps, value_range)
         model.eval().requires_grad_(False)
         print("선생님 모델 등록 완료 (teacher registered)")
 
@@ -244,10 +255,11 @@ class _Registered:
         self,
         model: nn.Module,                         # returns (feature_maps, sr), or sr alone
         taps: Sequence[int | str] | None = None,  # places of a plain network's maps; None: all that it names itself
+        value_range: int | None = None,           # of the network's images, 1 or 255; None: probing tells
     ) -> None:
         "Register the student (학생 모델 등록), with Adam unless an optimiser of its parameters was given."
         _checked(self.optimizer, model if self.student_model is None else None)  # one given before its student
-        _register(self, "student_model", model, taps)
+        _register(self, "student_model", model, taps, value_range)
         if not _optimises(self.optimizer, model):
             self.setOptimizer()
         print("학생 모델 등록 완료 (student registered)")
@@ -258,8 +270,7 @@ class _Registered:
     ) -> None:
         "Register another optimiser (최적화 함수 등록); the scheduler is made anew."
         self.optimizer = _default_adam(self) if optim is None else _checked(optim, self.student_model)
-        self.scheduler = StepLR(self.optimizer, step_size=150, gamma=0.1)
-        self.criterion = None
+        self.scheduler, self.criterion = StepLR(self.optimizer, step_size=150, gamma=0.1), None
 
     def getScheduler(self) -> StepLR:
         "The scheduler (스케줄러), for the user to step: a tenth of the rate every 150 steps."
@@ -346,6 +357,47 @@ def _need_maps(
             f'or name the places: kds.{call}(model, taps=["name of a layer"]).',
         )
 
+# %% ../nbs/90_kds.ipynb #63bd3eb3
+def _check_range(kds: Any, lr: Tensor, hr: Tensor) -> None:
+    "Refuse batches that are clearly not of the range that the KDS was told."
+    top, told = max(lr.max().item(), hr.max().item()), kds.value_range
+    whole = bool((hr == hr.round()).all())  # an all but black batch of 0..255
+    if (told == 255 and 0 < top <= 1.5 and not whole) or (told == 1 and top > 2):
+        right = 1 if told == 255 else 255
+        raise KdsError(
+            f"이미지의 최댓값이 {top:.3g}입니다. 0..{told} 범위가 아닙니다. KDS(value_range={right})로 만드십시오.",
+            f"The largest value of the batch is {top:.3g}: these are no images of 0..{told}. "
+            f"Make KDS(value_range={right}).",
+        )
+
+
+class _Picture(nn.Module):
+    "A network of either kind, its SR images alone."
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return look(self.net, lr)[1]
+
+
+def _settle_ranges(kds: Any, roles: Sequence[str], scale: int) -> None:
+    "Find the value range of each network that has not said it."
+    for role in roles:
+        net = getattr(kds, role)
+        said = 255 if type(net) in NETS.values() else getattr(net, "value_range", None)
+        if role in kds.ranges:
+            continue
+        if said not in (1, 255):
+            said, lines = int(kds.value_range), list[str]()
+            if scale in SCALES:
+                with _in_korean_too():
+                    said, lines = settle_range(_Picture(net), scale, type(net).__name__, said)
+            for line in lines if said != kds.value_range else []:
+                warnings.warn(f"{type(net).__name__}: {line}", stacklevel=3)
+        kds.ranges[role] = said
+
 # %% ../nbs/90_kds.ipynb #96d029d0
 def _dtype(net: Any) -> torch.dtype:
     "The precision of a network's parameters."
@@ -354,8 +406,9 @@ def _dtype(net: Any) -> torch.dtype:
 
 def _look(kds: Any, role: str, imgs: Tensor) -> tuple[list[Tensor], Tensor]:
     "Maps and SR images of one network, in its own precision."
-    net = getattr(kds, role)
-    return look(net, imgs.to(_dtype(net)), kds.taps[role])
+    net, gain = getattr(kds, role), kds.ranges.get(role, kds.value_range) / kds.value_range
+    maps, sr = look(net, gain * imgs.to(_dtype(net)), kds.taps[role])
+    return maps, sr / gain
 
 
 @torch.no_grad()
@@ -372,6 +425,10 @@ def _compare(
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # total loss, its weighted terms, the student's SR images
     "Both networks on one batch."
     needs = kds.losses.needs
+    if kds.criterion is None:
+        _check_range(kds, lr, hr)
+        roles = ["student_model", *(["teacher_model"] if needs else [])]
+        _settle_ranges(kds, roles, hr.shape[2] // lr.shape[2])
     student_maps, sr = _look(kds, "student_model", lr)
     _same_size(sr, hr, "hr")
     teacher_sr, teacher_maps = _teach(kds, lr) if needs else (None, [])
@@ -419,9 +476,10 @@ class KDS(_Registered):
 
     def __init__(
         self,
-        value_range: float = 255,  # of the images, for PSNR: 255, or 1 for images of 0..1
+        value_range: float = 255,  # of the images given to `train`: 255, or 1 for images of 0..1
     ):
         self.value_range, self.steps = value_range, 0
+        self.ranges: dict[str, int] = {}  # of the networks' images, 1 or 255, by role, once they are known
         self.taps: dict[str, list[int | str]] = {}  # by role
         self.loss: Tensor | float = 0  # of the last batch, as what follows; without a graph
         self.terms: dict[str, Tensor] = {}  # its parts, weighted

@@ -29,6 +29,8 @@ def parse_net(
     role: str = "teacher",  # named sizes to start from: teacher, student, mini_teacher, mini_student
 ) -> tuple[str, dict[str, Any]]:  # name in NETS, and all its sizes
     "Read a net spec; sizes that are not given come from the role."
+    if not spec.strip():
+        raise FakdError(f'net "{spec}": the name is empty. Known: {", ".join(NETS)}, or a weights file.')
     terms = parse_spec(spec)
     if len(terms) != 1 or terms[0].weight != 1:
         raise FakdError(f'net "{spec}": one network is expected, such as rcan(n_feats=32).')

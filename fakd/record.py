@@ -21,13 +21,13 @@ from configparser import ConfigParser
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .about import check_details
 from .core import FakdError, atomic_write, expand, home, parse_spec, root
 from .files import read_json, read_text
 
@@ -235,57 +235,6 @@ class Artefact(BaseModel):
     bytes: int
     sha256: str
 
-# %% ../nbs/05_record.ipynb #6bd51e08
-_Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # height and width
-
-
-class _About(TypedDict, total=False):
-    "A network; an evaluation has several in `nets`, and the ways in which each was used."
-
-    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
-
-    network: str
-    scale: int
-    spec: str
-    source: str
-    digest: str
-    params: int
-    macs: int
-    macs_input: _Size
-    taps: dict[str, list[int]]
-    assumptions: list[str]
-    latency: dict[str, float | int] | None
-    peak_memory: int | None
-    measured_at: _Size
-    nets: dict[str, _About]
-    ways: dict[str, dict[str, str | int | bool | None]]
-    perception: list[dict[str, str | int | float | None]]
-
-
-class _Environment(TypedDict, total=False):
-    "The machine and the installation."
-
-    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
-
-    versions: dict[str, str | None]
-    git: dict[str, str | bool | None] | None
-
-
-_DETAILS: dict[str, TypeAdapter[Any]] = {
-    "teacher": TypeAdapter(_About | None), "student": TypeAdapter(_About), "environment": TypeAdapter(_Environment),
-    "history": TypeAdapter(dict[str, dict[str, float | int | None]], config=ConfigDict(allow_inf_nan=False)),
-}  # fmt: skip
-
-
-def _check_details(value: Any, info: ValidationInfo) -> Any:
-    "Refuse details of the wrong type; what is right stays as it is."
-    try:
-        _DETAILS[str(info.field_name)].validate_python(value)
-    except ValidationError as fault:
-        e = fault.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, e['loc']))}: {e['msg']}") from None
-    return value
-
 # %% ../nbs/05_record.ipynb #8a6c3784
 class Record(BaseModel):
     "Everything a finished or failed run says about itself."
@@ -328,7 +277,13 @@ class Record(BaseModel):
     )
     artefacts: list[Artefact]
 
-    _details = field_validator(*_DETAILS)(_check_details)
+    _details = field_validator("teacher", "student", "environment", "history")(check_details)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "evaluate" and self.state == "finished" and not {"nets", "ways"} <= self.student.keys():
+            raise ValueError("student: an evaluation tells its nets and ways")
+        return self
 
 # %% ../nbs/05_record.ipynb #c1ca9548
 def loss_of(
@@ -460,8 +415,8 @@ class Run:
             if not os.path.exists(run.dir) or again(run):
                 try:
                     run.dir.mkdir(parents=True, exist_ok=True)
-                except OSError as fault:
-                    raise FakdError(f"{base}: no folder for runs ({fault.strerror}). Give another out_dir.") from None
+                except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name
+                    raise FakdError(f"{base}: no folder for runs ({fault}). Give another out_dir.") from None
                 return run
             number += 1
 
@@ -471,7 +426,7 @@ class Run:
         folder: str | Path,  # an existing run folder
     ) -> Run:
         "An existing run."
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             raise FakdError(f"{folder}: no such run folder.")
         return cls(folder)
 

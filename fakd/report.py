@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .affinity_views import AffinityRows, distance_table, progress_view, query_panels, read_affinity
+from .checkpoint import resumed_words
 from .core import FakdError, atomic_write, static
 from .figure_files import write_figures
 from .figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
@@ -357,7 +358,7 @@ def page_origin(
     "Settings, networks, data, machine, command and files."
     e = record.environment
     git = {"commit": None, "clean": True, **_mapping(e.get("git"))}  # a package or a ZIP has no commit
-    resumed = "; ".join(f"{m} at step {_words(steps)}" for m, steps in record.resumed_from_step.items() if steps)
+    resumed = "; ".join(f"{m} at {resumed_words(lines)}" for m, lines in record.sittings.items() if lines[1:])
     versions = ", ".join(f"{k} {v}" for k, v in sorted(_mapping(e.get("versions")).items()) if v)
     machine = [(title, _words(e[key])) for key, title in _MACHINE.items() if e.get(key)]
     lines = [("Started", record.created), ("Finished", record.finished), ("Resumed", resumed), *machine,

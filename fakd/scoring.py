@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,19 +15,23 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
+from torch import nn
 
 from .benchmarks import ImageSet, image_sets
 from .complexity import describe_net, latencies, peak_memory
-from .config import EvaluateConfig, find_weights, from_anywhere
+from .config import MODULE, EvaluateConfig, find_weights, from_anywhere
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
-from .foreign import assumed_of, load_any
+from .files import must_fit
+from .foreign import as_net, assumed_of, spec_of
 from .metrics import perceptual_measures
+from .onnx import open_net
 from .pages import make_pages
 from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
-from .screening import PERCEPTION_PX, check_set, data_use
+from .screening import PERCEPTION_PX, evaluation_use
+from .upscale import pixel_bytes
 from .weights import net_digest
 
 # %% auto #0
@@ -105,29 +110,58 @@ class Evaluation:
                                                  "assumed"))
         sets = ", ".join(f"{d.name} ({d.count})" for d in self.data)
         return (f"<p><b>{self.run.id}</b></p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-                f"<p>images: {html.escape(sets)}</p>")
+                f"<p>images: {html.escape(sets)}</p>"
+                + "".join(f"<p><b>{html.escape(d.warning)}</b></p>" for d in self.data if d.warning))
+
+# %% ../nbs/64_scoring.ipynb #3469d9a7
+def _find_nets(
+    text: str,                       # the config's weights, as given
+    scales: list[int] | None,        # only these
+    at_hand: Mapping[str, nn.Module],
+) -> dict[str, tuple[nn.Module, str]]:  # by name: the network, and where it is from
+    "The networks that are meant, each ready."
+    paths = find_weights(text) if text else []
+    named = {Path(find_path(part.strip())).resolve() for part in (text, *text.split("+"))}
+    found = {name: (as_net(net).eval().requires_grad_(False), f"{MODULE}{spec_of(as_net(net))}")
+             for name, net in at_hand.items()}
+    files, passed = dict(zip(net_names([find_path(p) for p in paths]), paths, strict=True)), list[str]()
+    for name, path in files.items():
+        try:
+            net = open_net(find_path(path)).requires_grad_(False)
+            found[f"{name} (file)" if name in found else name] = net, str(path)
+        except FakdError as fault:
+            if find_path(path).resolve() in named:
+                raise
+            passed.append(str(fault))
+            warnings.warn(f"passed over: {fault}", stacklevel=3)
+    if not found:
+        raise FakdError(f"weights {text}: none of {len(paths)} files can be read. {passed[0] if passed else ''}")
+    kept = {name: one for name, one in found.items() if scales is None or one[0].scale in scales}
+    if not kept:
+        raise FakdError(f"scales {scales}: none of the {len(found)} weights files is for such a scale.")
+    return kept
 
 # %% ../nbs/64_scoring.ipynb #7aa4d4b8
 def prepare_evaluation(
-    config: EvaluateConfig,  # as given
+    config: EvaluateConfig,                        # as given
+    nets: Mapping[str, nn.Module] | None = None,   # at hand, by name; the config's files beside them if it names any
 ) -> Evaluation:
     "Read networks and sets and name the run; what does not fit is refused here."
     set_threads()
+    if nets and "weights" not in config.model_fields_set:
+        config = config.model_copy(update={"weights": ""})
     cfg = config.resolve()
-    paths = find_weights(cfg.weights)
-    sources = dict(zip(net_names([find_path(p) for p in paths]), paths, strict=True))
-    nets: dict[str, Any] = {name: load_any(find_path(path)) for name, path in sources.items()}
-    if cfg.scales is not None:
-        nets = {name: net for name, net in nets.items() if net.scale in cfg.scales}
-    if not nets:
-        raise FakdError(f"scales {cfg.scales}: none of the {len(paths)} weights files is for such a scale.")
-    about = {name: _about(net.requires_grad_(False), str(sources[name])) for name, net in nets.items()}
+    found = _find_nets(config.weights, cfg.scales, nets or {})
+    ready: dict[str, Any] = {name: net for name, (net, _) in found.items()}
+    about = {name: _about(*one) for name, one in found.items()}
     sets = image_sets(str(cfg.benchmarks))
-    scales = sorted({net.scale for net in nets.values()})
-    for scale in scales:
-        for images in sets:
-            check_set(images, scale, PERCEPTION_PX if cfg.backbone_files else 0, progress=True)
-    data = [data_use(s, "evaluate", scale, Row.set_label(s.name, scale, scales)) for scale in scales for s in sets]
+    if cfg.repeats:
+        must_fit(round(max(map(pixel_bytes, ready.values())) * cfg.input_px**2), f"input_px={cfg.input_px}")
+    scales = sorted({net.scale for net in ready.values()})
+    files = [find_path(source) for _, source in found.values() if not source.startswith(MODULE)]
+    least = PERCEPTION_PX if cfg.backbone_files else 0
+    data = [evaluation_use(s, scale, Row.set_label(s.name, scale, scales), files, least)
+            for scale in scales for s in sets]
     code = code_digest()
     whole = digest({
         "resolved": {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}, "code": code,
@@ -139,7 +173,7 @@ def prepare_evaluation(
     text = "-".join(["evaluate", *(f"x{scale}" for scale in scales), words]).lower()
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
-    return Evaluation(cfg, from_anywhere(cfg.given()), run, whole, code, now(), nets, about, sets, data)
+    return Evaluation(cfg, from_anywhere(cfg.given()), run, whole, code, now(), ready, about, sets, data)
 
 # %% ../nbs/64_scoring.ipynb #efe03f2c
 def _about(net: Any, source: str) -> dict[str, Any]:
@@ -256,10 +290,11 @@ def finish_evaluation(
 
 
 def evaluate_weights(
-    **parameters: Any,  # fields of EvaluateConfig
+    nets: Mapping[str, nn.Module] | None = None,  # at hand, by name: modules of any class, see `as_net`
+    **parameters: Any,                            # fields of EvaluateConfig
 ) -> Run:
     "A whole evaluation without a notebook."
-    evaluation = prepare_evaluation(EvaluateConfig(**parameters))
+    evaluation = prepare_evaluation(EvaluateConfig(**parameters), nets)
     measure_scores(evaluation)
     measure_perception(evaluation)
     measure_costs(evaluation)

@@ -9,6 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from .core import FakdError, atomic_write, digest
 from .files import read_arrays
 from .pairs import ImagePair, cache_dir
 from .progress import Bar
-from .record import DataUse
+from .record import DataUse, read_record
 
 # %% auto #0
-__all__ = ['SSIM_PX', 'PERCEPTION_PX', 'check_set', 'Prints', 'prints_of', 'shared_images', 'data_use', 'screen']
+__all__ = ['SSIM_PX', 'PERCEPTION_PX', 'check_set', 'Prints', 'prints_of', 'shared_images', 'data_use', 'screen',
+           'evaluation_use']
 
 # %% ../nbs/24_screening.ipynb #91889467
 SSIM_PX, PERCEPTION_PX = 11, 32  # sides of SSIM's window and of the smallest image that LPIPS and DISTS take
@@ -48,7 +50,7 @@ def check_set(
 # %% ../nbs/24_screening.ipynb #b45d2661
 _REACH, _RICH = 6, 16     # a window's pixels to each side of its middle; different codes that it has, at least
 _MOST, _EACH = 8192, 16   # windows of an image, at most; pixels for one window
-_PRINTS_FORMAT = 1  # raised when the same images give other prints
+_PRINTS_FORMAT = 2  # raised when the same images give other prints
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
@@ -78,7 +80,7 @@ def _ring_weights() -> np.ndarray:  # uint64, (window's pixels)
 # %% ../nbs/24_screening.ipynb #8551ecd4
 @dataclass(frozen=True)
 class Prints:
-    "What is kept of the images of a set to find their pixels again."
+    "What is kept of the images of a set to find their pixels again; sorted by window, so that sets meet in one pass."
 
     whole: np.ndarray   # uint64, (images): the same for the same picture in any view
     image: np.ndarray   # int32, (windows): which image
@@ -123,20 +125,30 @@ def prints_of(
     progress: bool = False,      # show a bar
 ) -> Prints:
     "Prints of images; of more than a megapixel they are kept beside the caches of images."
-    path = cache_dir() / "prints" / f"{digest([_PRINTS_FORMAT, key])[:32]}.npz"
-    if path.is_file():
-        try:
-            return Prints(**read_arrays(path))  # a zip archive has a checksum for each array
-        except (FakdError, TypeError):
-            path.unlink(missing_ok=True)
+    if (kept := _kept_prints(key)) is not None:
+        return kept
     bar = Bar(pairs, desc="look for test images", disable=not progress, leave=False)
     wholes, windows, places = zip(*(_print_of(pair.hr_img) for pair in bar), strict=True)
     images = np.repeat(np.arange(len(pairs), dtype=np.int32), [len(each) for each in windows])
-    made = Prints(np.array(wholes, np.uint64), images, np.concatenate(windows), np.concatenate(places))
+    window = np.concatenate(windows)
+    order = np.argsort(window, kind="stable")
+    made = Prints(np.array(wholes, np.uint64), images[order], window[order], np.concatenate(places)[order])
     if sum(pair.hr_img.size for pair in pairs) > 3 * 2**20:
-        with contextlib.suppress(OSError), atomic_write(path) as temporary:
+        with contextlib.suppress(OSError, FakdError), atomic_write(_prints_file(key)) as temporary:
             np.savez(temporary, **vars(made))
     return made
+
+
+def _prints_file(key: str) -> Path:
+    return cache_dir() / "prints" / f"{digest([_PRINTS_FORMAT, key])[:32]}.npz"
+
+
+def _kept_prints(key: str) -> Prints | None:
+    "Prints that were kept, if they are whole: a zip archive has a checksum for each array."
+    try:
+        return Prints(**read_arrays(_prints_file(key)))
+    except (FakdError, TypeError):
+        return None
 
 # %% ../nbs/24_screening.ipynb #90c2593d
 _VIEWS = [(a, b, swap) for swap in (False, True) for a in (1, -1) for b in (1, -1)]
@@ -157,10 +169,9 @@ def shared_images(
 ) -> dict[int, tuple[int, bool]]:  # by number of our image: number of theirs, whether it is the whole picture
     "Which images of a set the training images show in the same pixels."
     found: dict[int, tuple[int, bool]] = {}
-    order = np.argsort(theirs.window, kind="stable")
-    at = np.searchsorted(theirs.window[order], ours.window)
-    hit = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(at), int)
-    same = np.flatnonzero(theirs.window[hit] == ours.window) if len(order) else np.zeros(0, int)
+    hit = np.searchsorted(theirs.window, ours.window)
+    hit[hit == len(theirs.window)] = 0
+    same = np.flatnonzero(theirs.window[hit] == ours.window) if len(theirs.window) else hit[:0]
     both = np.stack([ours.image[same], theirs.image[hit[same]]], 1)
     for i, j in np.unique(both, axis=0) if len(both) else []:
         mine = same[(both == (i, j)).all(1)]
@@ -202,3 +213,46 @@ def screen(
     for text in dict.fromkeys(use.warning for use in uses if use.trained_on):
         warnings.warn(text, stacklevel=2)
     return uses
+
+# %% ../nbs/24_screening.ipynb #b5c1bc81
+def _trained_on(
+    weights: Path,               # a file that may have a record beside it
+    use: DataUse,                # of a set that is evaluated
+    pairs: Sequence[ImagePair],  # its images
+) -> dict[str, str]:             # as in `DataUse`
+    "Which images of a set a network's own training had, as far as is known."
+    run = weights.parent.parent / "record.json" if weights.parent.name == "weights" else weights
+    place = run if run.is_file() and run.suffix == ".json" else weights.with_suffix(".json")
+    found: dict[str, str] = {}
+    try:
+        record = read_record(place)
+    except FakdError:  # none, or not one of ours
+        return {}
+    for known in record.data:
+        where = f"{known.name} of {record.run_id}"
+        if known.role != "train" and known.digest == use.digest:
+            found |= {name: f"{told}, of {record.run_id}" for name, told in known.trained_on.items()}
+        elif known.role == "train" and known.digest == use.digest:
+            found |= {pair.name: f"{where}, the whole picture" for pair in pairs}
+        elif known.role == "train" and (kept := _kept_prints(known.digest)) is not None:
+            for i, (_, whole) in shared_images(prints_of(pairs, use.digest), kept).items():
+                found[pairs[i].name] = f"{where}, {'the whole picture' if whole else 'a piece'}"
+    return found
+
+# %% ../nbs/24_screening.ipynb #75ce02a0
+def evaluation_use(
+    images: ImageSet,         # to be scored
+    scale: int,               # 2, 3, 4 or 8
+    name: str,                # of the set in the record
+    weights: Sequence[Path],  # files of the networks
+    least_px: int = 0,        # see `check_set`
+) -> DataUse:
+    "Check a set before it is used, and look whether the networks were trained on its images."
+    pairs, use = check_set(images, scale, least_px, progress=True), data_use(images, "evaluate", scale, name)
+    seen: dict[str, str] = {}
+    for path in weights:
+        seen |= _trained_on(path, use, pairs)
+    use = use.model_copy(update={"trained_on": seen})
+    if use.warning:
+        warnings.warn(use.warning, stacklevel=2)
+    return use

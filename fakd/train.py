@@ -25,7 +25,7 @@ from .checkpoint import latest, resumed_words
 from .complexity import describe_net
 from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
-from .evaluate import bicubic_rows, choose_border, evaluate, super_resolve
+from .evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
 from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
@@ -75,6 +75,11 @@ class Setup:
     def kind(self) -> Any:
         "`teacher` for a teacher's training, else `distill`."
         return "teacher" if isinstance(self.config, TeacherConfig) else "distill"
+
+    @property
+    def resumed(self) -> dict[str, list[int]]:
+        "The steps at which methods were continued."
+        return {method: [s["step"] for s in every[1:]] for method, every in self.sittings.items() if every[1:]}
 
     def new_student(self) -> nn.Module:
         "The network to be trained, always with the same initial weights."
@@ -434,7 +439,10 @@ def held_out_psnr(
 ) -> float:                       # dB, mean over images
     "PSNR-Y on held-out crops, for the curve; it steers nothing. Of one colour a crop may be exact: it never counts."
     seen = [p for p in images if p.hr_img.min() != p.hr_img.max()]  # the same for every network and step
-    psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    try:
+        psnr = [psnr_y(super_resolve(net, p.lr_img, device), p.hr_img, p.scale) for p in seen]
+    except NotFinite:
+        raise Diverged("its images of held-out crops are not finite") from None
     return float(np.mean(psnr)) if psnr else math.nan
 
 # %% ../nbs/65_train.ipynb #f7854a25
@@ -519,7 +527,7 @@ def finish(
         rows=setup.rows,
         summary=summarise(setup.rows),
         history={m: _last(h) for m, h in setup.histories.items() if h},
-        resumed_from_step={m: [s["step"] for s in lines[1:]] for m, lines in setup.sittings.items() if lines[1:]},
+        resumed_from_step=setup.resumed,
         sittings=setup.sittings,
         artefacts=artefacts(run),
     )

@@ -39,7 +39,7 @@ __all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'T
 
 # %% ../nbs/60_trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
-    "A loss term is not a finite number; the last good checkpoint is kept."
+    "A loss term, a weight or an image is not a finite number; the last good checkpoint is kept."
 
 
 class Interrupted(KeyboardInterrupt):
@@ -169,6 +169,7 @@ class Trainer:
             _steps(self, self.config.steps if steps is None else steps)
             self.tell("on_end")
         except Diverged:
+            self.guard.bad = self.step if self.guard.bad is None else self.guard.bad
             self.tell("on_diverged")
             raise
         return self.history
@@ -195,8 +196,7 @@ def _steps(t: Trainer, last: int) -> None:
             started = time.monotonic()
     t.guard.look()
     if not is_finite(t.student, t.net):
-        t.guard.bad = t.step
-        raise Diverged(f"step {t.step}: weights are not finite after the last update")
+        raise Diverged("its weights are not finite after the last update")
 
 
 def is_finite(
@@ -292,21 +292,27 @@ def restore(
     try:
         if state["method"] != t.method or not 0 <= state["step"] <= t.config.steps:
             raise ValueError(f"it is of {state['method']} at step {state['step']}")
-        t.student.load_state_dict(state["student"])
-        t.loss.load_state_dict(state["adapters"])
-        t.optimiser.load_state_dict(state["optimiser"])
-        if state["scaler"] or not diverged:  # a remedy may have changed the precision
-            t.scaler.load_state_dict(state["scaler"])
-        if t.average is not None:
-            t.average.load_state_dict(state["average"])
-        t.step, t.time_s, t.history, t.guard.recent = state["step"], state["time_s"], state["history"], state["recent"]
-        t.sittings = state["sittings"]
-        set_random_states(state["random"])
-        if any(m[name].shape != p.shape for p, m in t.optimiser.state.items() for name in ("exp_avg", "exp_avg_sq")):
-            raise ValueError("the optimiser's memory is of another network")
+        if diverged and not state["scaler"]:  # a remedy may have changed the precision
+            state["scaler"] = t.scaler.state_dict()
+        _put_back(t, state)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as fault:
         what = f"it lacks {fault}" if isinstance(fault, KeyError) else str(fault).splitlines()[0]
         raise FakdError(f"{path}: this checkpoint does not fit this run ({what}).") from None
+
+# %% ../nbs/60_trainer.ipynb #dca755ea
+def _put_back(t: Trainer, state: Mapping[str, Any]) -> None:
+    "Give a trainer all that `trainer_state` kept."
+    t.student.load_state_dict(state["student"])
+    t.loss.load_state_dict(state["adapters"])
+    t.optimiser.load_state_dict(state["optimiser"])
+    t.scaler.load_state_dict(state["scaler"])
+    if t.average is not None:
+        t.average.load_state_dict(state["average"])
+    t.step, t.time_s, t.history, t.guard.recent = state["step"], state["time_s"], state["history"], state["recent"]
+    t.sittings = state["sittings"]
+    set_random_states(state["random"])
+    if any(m[name].shape != p.shape for p, m in t.optimiser.state.items() for name in ("exp_avg", "exp_avg_sq")):
+        raise ValueError("the optimiser's memory is of another network")
 
 # %% ../nbs/60_trainer.ipynb #5dee32b4
 class History:

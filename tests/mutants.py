@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -124,8 +125,8 @@ def broken(copy: Path, mutant: Mutant) -> Iterator[None]:
             path.write_text(text, encoding="utf-8")
 
 
-def _pytest(copy: Path, test: str, log: Path) -> None:
-    "Run a test in the copy; this process has the large packages already, but nothing of fakd."
+def _pytest(copy: Path, tests: Sequence[str], log: Path) -> None:
+    "Run tests in the copy; this process has the large packages already, but nothing of fakd."
     import pytest
 
     os.chdir(copy)
@@ -134,15 +135,18 @@ def _pytest(copy: Path, test: str, log: Path) -> None:
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.exit(pytest.main(["-qx", "-p", "no:cacheprovider", "--tb=line", place(test)]))
+    sys.exit(pytest.main(["-qx", "-p", "no:cacheprovider", "--tb=line", *map(place, tests)]))
 
 
-def _nbdev(copy: Path, test: str, log: Path) -> None:
-    "Run a notebook of the copy."
-    command = [str(Path(sys.executable).parent / "nbdev_test"), "--n_workers", "0", "--path", place(test)]
+def _nbdev(copy: Path, notebooks: Sequence[str], log: Path) -> None:
+    "Run notebooks of the copy."
+    command = [str(Path(sys.executable).parent / "nbdev_test"), "--n_workers", "0", "--path"]
     env = os.environ | {"PYTHONPATH": str(copy)}
     with open(log, "w", encoding="utf-8") as file:
-        sys.exit(subprocess.run(command, cwd=copy, env=env, stdout=file, stderr=file).returncode)
+        for notebook in notebooks:
+            if subprocess.run([*command, place(notebook)], cwd=copy, env=env, stdout=file, stderr=file).returncode:
+                print(f"FAILED {place(notebook)}", file=file)
+                sys.exit(1)
 
 
 def noticed(copy: Path, tests: Sequence[str]) -> str:
@@ -150,18 +154,19 @@ def noticed(copy: Path, tests: Sequence[str]) -> str:
     os.environ.update(ENVIRONMENT)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
-    for test in tests:
-        log = copy.parent / "log"
-        run = processes.Process(target=_nbdev if test[0].isdigit() else _pytest, args=(copy, test, log))
+    log = copy.parent / "log"
+    for is_notebook, group in groupby(tests, lambda test: test[0].isdigit()):
+        names = list(group)
+        run = processes.Process(target=_nbdev if is_notebook else _pytest, args=(copy, names, log))
         run.start()
         run.join(TIMEOUT)
         if run.exitcode is None:
             run.kill()
-            return f"{place(test)} hangs"
+            return f"{', '.join(names)} hangs"
         if run.exitcode:
             lines = log.read_text(encoding="utf-8").splitlines()
             failed = [line for line in lines if line.startswith(("FAILED", "ERROR tests"))]
-            return failed[0].split(" - ")[0].partition(" ")[2] if failed else place(test)
+            return failed[0].split(" - ")[0].partition(" ")[2] if failed else ", ".join(map(place, names))
     return ""
 
 
@@ -193,8 +198,8 @@ def survivors(mutants: Sequence[Mutant], jobs: int) -> list[Mutant]:
 
 def healthy(mutants: Sequence[Mutant]) -> bool:
     "Whether the tests pass without any fault; else a failure would say nothing."
-    tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-    print(f"without a fault: {', '.join(tests)}", flush=True)
+    tests = sorted({test for mutant in mutants for test in mutant.tests})  # notebooks first
+    print(f"without a fault: {len(tests)} tests and notebooks", flush=True)
     with tempfile.TemporaryDirectory(prefix="fakd-mutants-") as folder:
         test = noticed(copy_project(Path(folder)), tests)
     if test:

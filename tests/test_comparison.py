@@ -5,6 +5,7 @@ formulas of the paper give, written here with torch alone on the same batches.
 """
 import copy
 import math
+import shutil
 import types
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fakd.benchmarks import image_set
+from fakd.checkpoint import load_checkpoint
 from fakd.config import DistillConfig
-from fakd.core import write_image
+from fakd.core import FakdError, write_image
 from fakd.figures import result_table
 from fakd.images import read_image
 from fakd.losses import DistillLoss
@@ -27,12 +29,12 @@ from fakd.record import Row, gains, summarise, write_record
 from fakd.taps import Taps
 from fakd.teacher import Teacher
 from fakd.train import fit, prepare, score
-from fakd.trainer import Diverged, History, Saver, Trainer, restore, train_step
+from fakd.trainer import Diverged, History, Saver, Snapshots, Trainer, restore, train_step
 from fakd.weights import load_net, save_weights
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 TEACHER = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
-STEPS, BATCH, RATE, WARMUP, FLOOR, DECAY, CLIP, SEED = 12, 2, 2e-3, 2, 0.5, 0.4, 40.0, 3
+STEPS, BATCH, RATE, WARMUP, FLOOR, DECAY, CLIP, SEED = 8, 2, 2e-3, 2, 0.5, 0.4, 40.0, 3
 WEIGHTS = {"DS": 0.5, "TS": 0.4, "SA": 30.0}
 METHODS = ("teacher", "plain", "distilled")
 
@@ -57,13 +59,24 @@ def settings(folder, **more):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
-    "The run as a user has it: both students trained and scored."
-    setup = prepare(DistillConfig(**settings(folder)))
-    fit(setup, distil=False)
-    fit(setup)
-    score(setup)
-    return setup
+def ready(folder):
+    "The prepared run."
+    return prepare(DistillConfig(**settings(folder)))
+
+
+@pytest.fixture(scope="module")
+def run(ready):
+    "The run with both students trained, plain first, as a user has it."
+    fit(ready, distil=False)
+    fit(ready)
+    return ready
+
+
+@pytest.fixture(scope="module")
+def scored(run):
+    "The same with its rows, pictures and affinities."
+    score(run)
+    return run
 
 
 def affinity(maps):
@@ -208,18 +221,18 @@ def test_the_held_out_curve_ends_at_the_psnr_of_the_kept_weights_on_held_out_cro
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_are_the_scores_of_the_networks_in_the_files(run, kept, method):
-    found = {row.image: row.psnr_y for row in run.rows if row.method == method}
+def test_rows_are_the_scores_of_the_networks_in_the_files(scored, kept, method):
+    found = {row.image: row.psnr_y for row in scored.rows if row.method == method}
     wanted = {p.name: psnr_y(pixels(kept[method], p.lr_img), p.hr_img, 2) for p in image_set("sample-eval").pairs(2)}
     assert found == pytest.approx(wanted, abs=1e-3)
-    others = [{row.image: row.psnr_y for row in run.rows if row.method == m} for m in METHODS if m != method]
+    others = [{row.image: row.psnr_y for row in scored.rows if row.method == m} for m in METHODS if m != method]
     assert all(abs(found[image] - other[image]) > 2e-3 for other in others for image in found)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_kept_images_are_what_the_networks_in_the_files_make(run, kept, method):
+def test_kept_images_are_what_the_networks_in_the_files_make(scored, kept, method):
     pairs = {p.name: p for p in image_set("sample-eval").pairs(2)}
-    folders = sorted((run.run.dir / "snapshots/images").iterdir())
+    folders = sorted((scored.run.dir / "snapshots/images").iterdir())
     assert [f.name.split("--")[1] for f in folders] == sorted(pairs)
     for one in folders:
         img = read_image(one / f"{method}.png").astype(int)
@@ -230,12 +243,12 @@ def test_kept_images_are_what_the_networks_in_the_files_make(run, kept, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_kept_affinity_rows_are_those_of_the_networks_in_the_files(run, kept, method):
-    with np.load(run.run.dir / "snapshots/affinity.npz") as file:
+def test_kept_affinity_rows_are_those_of_the_networks_in_the_files(scored, kept, method):
+    with np.load(scored.run.dir / "snapshots/affinity.npz") as file:
         arrays = dict(file)
     lr_img = arrays["image"]
     side = 1 if method == "teacher" else 0
-    with torch.no_grad(), Taps(kept[method], [pair[side] for pair in run.taps]) as taps:
+    with torch.no_grad(), Taps(kept[method], [pair[side] for pair in scored.taps]) as taps:
         kept[method](torch.from_numpy(lr_img.copy()).permute(2, 0, 1)[None].float())
         found = taps.maps
     for k, maps in enumerate(found):
@@ -303,11 +316,11 @@ def test_a_teacher_with_dropout_and_batch_norm_teaches_in_evaluation_mode_and_st
 # One step: clipping and the scaler of half precision, with plain gradient descent, whose way is rate times gradient
 
 
-def stepped(run, clip_norm=0.0, scaler=None, poison=False, learn_rate=1.0, accumulate=1):
+def stepped(ready, clip_norm=0.0, scaler=None, poison=False, learn_rate=1.0, accumulate=1):
     "A trainer after one step of gradient descent, and the way that its student went."
-    config = run.config.model_copy(update={"clip_norm": clip_norm, "ema": 0.0, "learn_rate": learn_rate,
+    config = ready.config.model_copy(update={"clip_norm": clip_norm, "ema": 0.0, "learn_rate": learn_rate,
                                            "schedule": "constant", "accumulate": accumulate})
-    t = Trainer(make_net(STUDENT, 2, seed=SEED), DistillLoss("DS"), Patches(run.images, 2, 12, SEED), config)
+    t = Trainer(make_net(STUDENT, 2, seed=SEED), DistillLoss("DS"), Patches(ready.images, 2, 12, SEED), config)
     weights = [p for p in t.student.parameters() if p.requires_grad]
     t.optimiser, t.scaler = torch.optim.SGD(weights, lr=1.0), scaler or t.scaler
     if poison:
@@ -321,31 +334,31 @@ def scaler(scale=2.0**12, every=1):
     return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=every)
 
 
-def test_the_gradient_is_clipped_to_clip_norm_and_keeps_its_direction(run):
-    _, free = stepped(run)
-    _, clipped = stepped(run, clip_norm=float(free.norm()) / 4)
-    _, loose = stepped(run, clip_norm=float(free.norm()) * 4)
+def test_the_gradient_is_clipped_to_clip_norm_and_keeps_its_direction(ready):
+    _, free = stepped(ready)
+    _, clipped = stepped(ready, clip_norm=float(free.norm()) / 4)
+    _, loose = stepped(ready, clip_norm=float(free.norm()) * 4)
     torch.testing.assert_close(clipped, free / 4, rtol=1e-3, atol=1e-6)
     assert torch.equal(loose, free)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25], ids=["free", "clipped"])
-def test_a_scaled_loss_moves_the_student_as_an_unscaled_one(run, share):
-    _, free = stepped(run)
+def test_a_scaled_loss_moves_the_student_as_an_unscaled_one(ready, share):
+    _, free = stepped(ready)
     clip_norm = share * float(free.norm())
-    _, wanted = stepped(run, clip_norm=clip_norm)
-    t, found = stepped(run, clip_norm=clip_norm, scaler=scaler())
+    _, wanted = stepped(ready, clip_norm=clip_norm)
+    t, found = stepped(ready, clip_norm=clip_norm, scaler=scaler())
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
     assert t.scaler.get_scale() == 2.0**13, "grown after one good step"
 
 
-def test_a_step_with_an_infinite_gradient_is_left_out_and_the_scale_shrinks(run):
-    t, way = stepped(run, scaler=scaler(), poison=True)
+def test_a_step_with_an_infinite_gradient_is_left_out_and_the_scale_shrinks(ready):
+    t, way = stepped(ready, scaler=scaler(), poison=True)
     assert torch.equal(way, torch.zeros_like(way)) and t.scaler.get_scale() == 2.0**11
 
 
-def test_the_scaler_goes_on_after_a_stop(run, tmp_path):
-    t, _ = stepped(run, scaler=scaler(scale=2.0**9, every=5), learn_rate=1e-6)
+def test_the_scaler_goes_on_after_a_stop(ready, tmp_path):
+    t, _ = stepped(ready, scaler=scaler(scale=2.0**9, every=5), learn_rate=1e-6)
     Saver(tmp_path / "x.pt").on_end(t)
     again = Trainer(make_net(STUDENT, 2, seed=1), DistillLoss("DS"), t.patches, t.config)
     again.optimiser = torch.optim.SGD([p for p in again.student.parameters() if p.requires_grad], lr=1.0)
@@ -358,7 +371,7 @@ def test_the_scaler_goes_on_after_a_stop(run, tmp_path):
     assert t.scaler.get_scale() == again.scaler.get_scale() == 2.0**10
 
 
-def test_the_time_of_a_training_is_that_of_its_steps_without_looking(run, monkeypatch):
+def test_the_time_of_a_training_is_that_of_its_steps_without_looking(ready, monkeypatch):
     "On a clock that only a watcher and the loss move: 3 seconds a step, 100 a look."
     now = [0.0]
 
@@ -372,13 +385,14 @@ def test_the_time_of_a_training_is_that_of_its_steps_without_looking(run, monkey
             now[0] += 100.0
 
     monkeypatch.setattr("fakd.trainer.time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    short = run.config.model_copy(update={"steps": 4})
-    t = Trainer(make_net(STUDENT, 2, seed=SEED), Slow("DS"), Patches(run.images, 2, 12, SEED), short, watchers=[Look()])
+    short = ready.config.model_copy(update={"steps": 4})
+    t = Trainer(make_net(STUDENT, 2, seed=SEED), Slow("DS"), Patches(ready.images, 2, 12, SEED), short,
+                watchers=[Look()])
     t.fit()
     assert t.time_s == 4 * 3.0
 
 
-def test_a_line_of_history_is_the_mean_of_the_steps_since_the_line_before(run):
+def test_a_line_of_history_is_the_mean_of_the_steps_since_the_line_before(ready):
     seen = []
 
     class Kept(DistillLoss):
@@ -387,17 +401,17 @@ def test_a_line_of_history_is_the_mean_of_the_steps_since_the_line_before(run):
             seen.append(total.item())
             return total, terms
 
-    config = run.config.model_copy(update={"steps": 600})  # a line every third step
-    t = Trainer(make_net(STUDENT, 2, seed=SEED), Kept("DS"), Patches(run.images, 2, 12, SEED), config,
+    config = ready.config.model_copy(update={"steps": 600})  # a line every third step
+    t = Trainer(make_net(STUDENT, 2, seed=SEED), Kept("DS"), Patches(ready.images, 2, 12, SEED), config,
                 watchers=[History(lambda net: 0.0)])
     t.fit(6)
     assert [line["step"] for line in t.history] == [3, 6]
     assert [line["loss"] for line in t.history] == pytest.approx([np.mean(seen[:3]), np.mean(seen[3:])])
 
 
-def test_a_batch_in_parts_moves_the_student_as_the_whole_batch(run):
-    whole = stepped(run)[1]
-    parts = stepped(run, accumulate=2)[1]
+def test_a_batch_in_parts_moves_the_student_as_the_whole_batch(ready):
+    whole = stepped(ready)[1]
+    parts = stepped(ready, accumulate=2)[1]
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
 
 
@@ -420,10 +434,10 @@ class Forgetful(nn.Module):
         return 255 * F.pixel_shuffle(self.tail(F.dropout(maps, 0.3, self.training)), 2)
 
 
-def forgetful(run, kept):
-    config = run.config.model_copy(update={"clip_norm": 0.0, "learn_rate": 1e-2})
+def forgetful(ready):
+    config = ready.config.model_copy(update={"clip_norm": 0.0, "learn_rate": 1e-2})
     loss = DistillLoss("DS+FitNet", {"conv": (8, 12, 12)}, {"group0": (16, 12, 12)}, seed=SEED)
-    return Trainer(Forgetful(), loss, Patches(run.images, 2, 12, SEED), config, Teacher(kept["teacher"], ["group0"]),
+    return Trainer(Forgetful(), loss, Patches(ready.images, 2, 12, SEED), config, Teacher(ready.teacher, ["group0"]),
                    ["conv"])
 
 
@@ -435,17 +449,17 @@ def everything(t):
         ("Adam", memory))}
 
 
-def test_every_part_of_a_training_goes_on_bit_for_bit(run, kept, tmp_path):
+def test_every_part_of_a_training_goes_on_bit_for_bit(ready, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        whole = forgetful(run, kept)
+        whole = forgetful(ready)
         whole.fit(6)
         torch.manual_seed(1)
-        first = forgetful(run, kept)
+        first = forgetful(ready)
         first.fit(3)
         Saver(tmp_path / "x.pt").on_end(first)
         torch.manual_seed(2)
-        second = forgetful(run, kept)
+        second = forgetful(ready)
         restore(second, tmp_path / "x.pt")
         second.fit(6)
     wanted, found = everything(whole), everything(second)
@@ -455,9 +469,37 @@ def test_every_part_of_a_training_goes_on_bit_for_bit(run, kept, tmp_path):
         assert all(torch.equal(value, found[part][name]) for name, value in state.items()), part
 
 
-def test_weights_that_the_last_update_made_infinite_are_no_result(run):
-    t, _ = stepped(run)
+def test_weights_that_the_last_update_made_infinite_are_no_result(ready):
+    t, _ = stepped(ready)
     t.step, weights = 0, [p for p in t.student.parameters() if p.requires_grad]
     weights[0].register_hook(lambda grad: grad * math.inf)
     with pytest.raises(Diverged, match="step 1: weights are not finite"):
         t.fit(1)
+
+
+def test_after_divergence_the_checkpoint_is_the_one_from_which_the_run_can_go_on(ready, tmp_path):
+    "The second step leaves weights that are finite, but so large that the third has no finite loss."
+    short = ready.config.model_copy(update={"clip_norm": 0.0, "ema": 0.0, "checkpoint_min": 0.0})
+    t = Trainer(make_net(STUDENT, 2, seed=SEED), DistillLoss("DS"), Patches(ready.images, 2, 12, SEED), short,
+                watchers=[Saver(tmp_path / "x.pt")])
+    weights = [p for p in t.student.parameters() if p.requires_grad]
+    t.optimiser = torch.optim.SGD(weights, lr=1e-6)
+    for weight in weights:
+        weight.register_hook(lambda grad: torch.full_like(grad, 1e36) if t.step == 1 else grad)
+    with pytest.raises(Diverged, match="step 2"):
+        t.fit()
+    assert load_checkpoint(tmp_path / "x.pt")["step"] == 1
+
+
+def test_snapshots_that_were_changed_are_not_gone_on_with(run, kept, tmp_path):
+    path = tmp_path / "progress.npz"
+    shutil.copy(run.run.dir / "snapshots/progress-distilled.npz", path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["distances"][0] += 0.125
+    np.savez_compressed(path, **arrays)
+    lr_img = image_set("sample-eval").pairs(2)[0].lr_img[:96, :96]
+    watcher = Snapshots(path, lr_img, (9, 9), [kept["teacher"]], run.taps)
+    t, _ = stepped(run)
+    with pytest.raises(FakdError, match="damaged"):
+        watcher.on_start(t)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fakd.affinity import affinity_row
 from fakd.affinity_views import progress_view, read_affinity, read_progress
+from fakd.benchmarks import image_set
 from fakd.core import FakdError, write_image
 from fakd.explorer import (
     SHIPPED,
@@ -27,6 +28,7 @@ from fakd.explorer import (
     explore_run,
     middle_pair,
     open_explorer,
+    run_pair,
     save_explorer,
     still_picture,
 )
@@ -254,6 +256,16 @@ def test_hostile_snapshots_are_refused_in_words(runs: tuple[Run, Run], tmp_path:
         archive.writestr("taps.npy", file.getvalue())
     refused("declares")
     assert "declares" in save_explorer(run)  # the end of a run survives it
+
+
+def test_the_explorer_of_a_run_shows_the_image_whose_affinity_it_kept(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    run, names = runs[1], [pair.name for pair in image_set("sample-eval").pairs(4)]
+    assert np.array_equal(run_pair(run, 4).lr_img, np.load(run.dir / "snapshots" / "affinity.npz")["image"])
+    resolved = {**run.record.resolved, "affinity_image": f"sample-eval/{names[1]}"}
+    chosen = edited(run, tmp_path / "chosen", resolved=resolved)
+    assert run_pair(chosen, 4).name == names[1] and max(run_pair(chosen, 4).lr_img.shape) <= 96
+    gone = edited(run, tmp_path / "gone", resolved={**resolved, "benchmarks": str(tmp_path / "nowhere")})
+    assert run_pair(gone, 4).name == names[0]
 
 
 def test_names_that_collide_stay_apart(tmp_path: Path) -> None:

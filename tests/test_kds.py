@@ -2,6 +2,7 @@
 import itertools
 import json
 import re
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fakd.core import FakdError
-from fakd.kds import KDS
+from fakd.core import FakdError, root
+from fakd.kds import KDS, KdsError
 from fakd.losses import LOSSES
 from fakd.nets import NETS, make_net
 from fakd.taps import Taps
+from fakd.value_range import probe_images
 from fakd.weights import fit_state, load_net
 
 ROOT = Path(__file__).parents[1]
@@ -377,3 +379,50 @@ def test_the_korean_notebook_takes_all_ten_steps_and_says_so_in_both_languages()
     for call in ("from fakd.kds import KDS", "KDS()", "setDevice(", "setTeacher(", "setStudent(", "setLoss(SA=True)",
                  "setOptimizer(", "train(lr, hr)", "getLoss()", "getScheduler()", "saveStudentModel("):
         assert call in code, call
+
+
+class In01(nn.Module):
+    "A network of 0..255 as one of 0..1 that gives its maps too."
+
+    def __init__(self, net, clamp):
+        super().__init__()
+        self.net, self.clamp = net, clamp
+
+    def forward(self, imgs):
+        sr = self.net(imgs * 255) / 255
+        return [sr], sr.clamp(0, 1) if self.clamp else sr
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize("value_range", [1, 255])
+def test_a_teacher_of_another_range_than_the_batches_teaches_the_same(value_range, clamp):
+    teacher, losses = load_net(root() / "data/weights/rcan-mini-x2.safetensors"), []
+    lr, hr = (imgs[..., :side, :side] for imgs, side in zip(probe_images(2), (24, 48), strict=True))
+    for net in (teacher, In01(teacher, clamp)):
+        kds = KDS(value_range=value_range)
+        kds.setDevice("cpu")
+        kds.setTeacher(net, taps=[])
+        kds.setStudent(small(), taps=[])
+        kds.setLoss(SA=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kds.train(lr * value_range / 255, hr * value_range / 255)
+        losses.append(float(kds.terms["TS"]))
+        assert kds.ranges == {"student_model": 255, "teacher_model": 255 if net is teacher else 1}
+    assert losses[1] == pytest.approx(losses[0], rel=0.02 if clamp else 1e-3)
+
+
+def test_batches_of_another_range_than_told_are_refused():
+    lr, hr = batch()
+    for told, gain, right in ((255, 1 / 255, 1), (1, 1, 255)):
+        kds = KDS(value_range=told)
+        kds.setDevice("cpu")
+        kds.setTeacher(small(16, seed=1))
+        kds.setStudent(small())
+        kds.setLoss(SA=True)
+        with pytest.raises(KdsError, match=rf"Make KDS\(value_range={right}\)"):
+            kds.train(lr * gain, hr * gain)
+        assert kds.steps == 0
+    kds = KDS()
+    kds.setDevice("cpu"), kds.setTeacher(small(16, seed=1)), kds.setStudent(small()), kds.setLoss(SA=True)
+    kds.train(torch.zeros_like(lr), torch.ones_like(hr))  # a black picture of 0..255

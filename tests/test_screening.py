@@ -8,13 +8,14 @@ from PIL import Image
 from skimage import data
 
 from fakd.benchmarks import image_set, image_sets
-from fakd.config import DistillConfig
+from fakd.config import DistillConfig, EvaluateConfig
 from fakd.core import FakdError, write_image
 from fakd.degrade import imresize
 from fakd.images import read_image
 from fakd.report import run_page
+from fakd.scoring import prepare_evaluation
 from fakd.screening import check_set, data_use, screen
-from fakd.train import distill, prepare
+from fakd.train import finish, fit, prepare, score
 
 TINY = {"student": "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)", "loss": "DS", "steps": 1, "batch_size": 2,
         "patch_px": 16, "precision": "fp32"}
@@ -131,9 +132,17 @@ def test_prints_are_kept_and_a_broken_file_is_made_anew(tmp_path):
     assert sorted((tmp_path / "cache" / "prints").iterdir()) == files
 
 
+def ran(folder, **asked):
+    "A run without its pages."
+    setup = prepare(DistillConfig(**TINY, **asked, out_dir=str(folder / "runs")))
+    fit(setup)
+    score(setup)
+    return finish(setup)
+
+
 def test_a_run_that_trains_on_a_test_says_so_everywhere(tmp_path):
     with pytest.warns(UserWarning, match="5 of 5 images of sample-eval are among the training images"):
-        run = distill(**TINY, data="sample-eval", benchmarks="sample-eval", out_dir=str(tmp_path))
+        run = ran(tmp_path, data="sample-eval", benchmarks="sample-eval")
     uses = {use.role: use for use in run.record.data}
     assert len(uses["evaluate"].trained_on) == len(uses["validate"].trained_on) == 5 and not uses["train"].trained_on
     page = run_page(run).read_text()
@@ -145,7 +154,7 @@ def test_a_run_that_trains_on_a_test_says_so_everywhere(tmp_path):
 
 
 def test_a_run_that_does_not_says_nothing_false(tmp_path):
-    run = distill(**TINY, data="sample", benchmarks="sample-eval", out_dir=str(tmp_path))
+    run = ran(tmp_path, data="sample", benchmarks="sample-eval")
     assert not any(use.trained_on for use in run.record.data)
     assert {use.lr_source for use in run.record.data} == {"made from HR by MATLAB's bicubic"}
     page = run_page(run).read_text()
@@ -199,3 +208,21 @@ def test_a_use_says_where_lr_images_come_from(tmp_path):
     use = data_use(image_set(tmp_path / "own"), "evaluate", 4)
     assert (use.lr_source, use.count) == ("own, of LR_unknown/X4", 1)
     assert read_image(tmp_path / "own" / "HR" / "a.png").shape == (96, 120, 3)
+
+
+def test_an_evaluation_knows_what_its_networks_were_trained_on(tmp_path):
+    "From the record beside the weights: the same set, and another that shares pixels with the training images."
+    for k in range(5):
+        write_image(tmp_path / "train" / f"{k}.png", data.astronaut()[k:500, :])
+    write_image(tmp_path / "new" / "a.png", data.astronaut()[150:300, 100:300, :])
+    write_image(tmp_path / "other" / "a.png", data.rocket()[:100, :100])
+    run = ran(tmp_path, data=tmp_path / "train", benchmarks=tmp_path / "other")
+    places = [tmp_path / "train", "sample-eval", tmp_path / "new", tmp_path / "other"]
+    asked = EvaluateConfig(weights=str(run.dir), benchmarks=places, repeats=0, out_dir=str(tmp_path / "runs"))
+    with pytest.warns(UserWarning, match="among the training images"):
+        evaluation = prepare_evaluation(asked)
+    uses = {use.name: use.trained_on for use in evaluation.data}
+    assert len(uses["train"]) == 5 and list(uses["sample-eval"]) == ["astronaut"] and uses["other"] == {}
+    assert uses["sample-eval"]["astronaut"].endswith(f"a piece, of {run.id}")  # as that run found
+    assert uses["new"] == {"a": f"train of {run.id}, a piece"}  # found now
+    assert "1 of 5 images of sample-eval are among the training images" in evaluation._repr_html_()

@@ -362,7 +362,7 @@ def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, d
         with pytest.raises(KeyboardInterrupt):
             weights(tmp_path / "stopped")
     setup, found = weights(tmp_path / "stopped")
-    assert setup.resumed == {"distilled": [3]}
+    assert [line["step"] for line in setup.sittings["distilled"]] == [0, 3]
     assert all(torch.equal(value, found[name]) for name, value in whole.items())
     with pytest.raises(FakdError, match="teacher_draw: "):
         other = asked | {"out_dir": str(tmp_path / "third")}
