@@ -88,6 +88,10 @@ def test_a_pickle_cannot_ask_for_memory_or_declare_more_than_it_has(tmp_path):
         pack.writestr("w/data.pkl", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + count + b"\x85R.")
         pack.writestr("w/version", "3\n")
     refused(lambda: read_state(path), "not a readable weights file")
+    with zipfile.ZipFile(path, "w") as pack:
+        pack.writestr("w/data.pkl", b"\x80\x02X\x04")  # ends within a length
+        pack.writestr("w/version", "3\n")
+    refused(lambda: read_state(path), "not a readable weights file")
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     refused(lambda: read_state(tmp_path / "w.safetensors"), "not a readable weights file")
