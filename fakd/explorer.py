@@ -35,9 +35,10 @@ from .benchmarks import image_set, image_sets
 from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
+from .files import parse_json
 from .foreign import load_any
 from .images import read_image
-from .keep import affinity_pair
+from .keep import affinity_pair, middles, query_pixels
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
@@ -559,7 +560,7 @@ class ExploreConfig(Config):
     @classmethod
     def _read_query(cls, query: Any) -> Any:
         is_text = isinstance(query, str) and set(query) <= set("[](), 0123456789")
-        return json.loads(query.replace("(", "[").replace(")", "]")) if is_text else query
+        return parse_json(query.replace("(", "[").replace(")", "]"), query[:60], "place") if is_text else query
 
 
 SHIPPED = {"teacher": "data/weights/rcan-mini-x4.safetensors", "plain": "data/weights/student-x4-plain.safetensors",

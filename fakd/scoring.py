@@ -23,6 +23,7 @@ from .config import MODULE, EvaluateConfig, find_weights, from_anywhere
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
+from .files import must_fit
 from .foreign import as_net, assumed_of, spec_of
 from .metrics import perceptual_measures
 from .onnx import open_net
@@ -31,6 +32,7 @@ from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .screening import PERCEPTION_PX, evaluation_use
 from .settings import written_out
+from .upscale import pixel_bytes
 from .weights import net_digest
 
 # %% auto #0
@@ -154,6 +156,8 @@ def prepare_evaluation(
     ready: dict[str, Any] = {name: net for name, (net, _) in found.items()}
     about = {name: _about(*one) for name, one in found.items()}
     sets = image_sets(str(cfg.benchmarks))
+    if cfg.repeats:
+        must_fit(round(max(map(pixel_bytes, ready.values())) * cfg.input_px**2), f"input_px={cfg.input_px}")
     scales = sorted({net.scale for net in ready.values()})
     files = [find_path(source) for _, source in found.values() if not source.startswith(MODULE)]
     least = PERCEPTION_PX if cfg.backbone_files else 0
