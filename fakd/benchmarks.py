@@ -242,7 +242,7 @@ def _one_set(
 
 def _is_folder(text: str) -> bool:
     "Whether a text is the path of a folder; `a+b` may be one."
-    return bool(text.strip()) and find_path(text).is_dir()
+    return bool(text.strip()) and os.path.isdir(find_path(text))
 
 # %% ../nbs/20_benchmarks.ipynb #182ebc08
 def _split_sets(text: str) -> list[str]:

@@ -25,6 +25,7 @@ from .files import read_json
 from .losses import DistillLoss, check_spec
 from .metrics import perceptual_measures
 from .nets import parse_net
+from .record import runs_folder
 from .settings import Config, setting
 from .weights import read_state
 
@@ -165,7 +166,8 @@ class DistillConfig(TrainConfig):
     teacher: str | None = setting(
         None,
         "a weights file of any origin, or a network that has one in data/weights or among the teacher runs; "
-        "several joined by +; None: the preset's",
+        "several joined by +; None: the preset's. Its value range is read or probed; to say it, give a module: "
+        "teacher=load_any(file, value_range=1)",
         digest=False,  # its tensors are hashed instead
     )
     teacher_draw: Literal["random", "mean"] = setting(
@@ -301,6 +303,7 @@ class EvaluateConfig(Config):
 
     def resolve(self) -> EvaluateConfig:
         "The same with no open choice left: files found, sets checked, device and precision chosen."
+        runs_folder(self.out_dir)  # refuses a place where nothing can be written
         device = choose_device(self.device)
         wanted = [choose_precision(p.strip(), device) for p in self.precision.split("+")]
         late = {"device": device, "precision": "+".join(dict.fromkeys(wanted))}
@@ -337,14 +340,14 @@ def find_weights(
     found: dict[Path, None] = {}
     for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
         path = find_path(part)
-        if path.is_dir():
+        if os.path.isdir(path):
             files = [p for p in path.glob("[!.]*") if p.suffix in _WEIGHTS]
             runs = [r.parent for r in (*path.glob("record.json"), *path.glob("*/record.json")) if _is_finished(r)]
             files += [p for run in runs for p in run.glob("weights/[!.]*") if p.suffix in _WEIGHTS]
         elif any(sign in part for sign in "*?["):
             files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix in _WEIGHTS]
         else:
-            files = [path] if path.is_file() else []
+            files = [path] if os.path.isfile(path) else []
         if not files:
             raise FakdError(f"weights {part}: no weights file there. Accepted: {', '.join(_WEIGHTS)}, "
                             "a folder of them, a finished run or a folder of runs.")
@@ -443,6 +446,7 @@ def find_teacher(
 def _finish(config: Any, chosen: dict[str, Any]) -> Any:
     "The last choices, which presets do not touch, and the check of every set's name."
     fields = type(config).model_fields
+    runs_folder(config.out_dir)  # refuses a place where nothing can be written
     device = choose_device(config.device)
     late = {"device": device, "precision": choose_precision(chosen.get("precision", config.precision), device)}
     if config.benchmarks is None and "benchmarks" not in chosen:

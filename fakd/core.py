@@ -416,6 +416,8 @@ def _feed(hasher: Any, obj: Any) -> None:
         for item in obj:
             _feed(hasher, item)
     elif isinstance(obj, Path):
+        if not obj.is_file():  # opening a pipe would wait for ever
+            raise FakdError(f"{obj}: no such file, or no ordinary one.")
         with open(obj, "rb") as file:
             hasher.update(b"file " + hashlib.file_digest(file, "sha256").digest())
     elif isinstance(obj, bytes):

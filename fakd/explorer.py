@@ -11,6 +11,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,18 @@ from torch import nn
 
 from .affinity import unit_maps
 from .affinity_views import DIFFERENCE_COLOURS, AffinityProgress, FeatureMaps, feature_maps, progress_of, query_view
-from .benchmarks import image_set
+from .benchmarks import image_set, image_sets
 from .core import FakdError, atomic_write, find_path, pick, static
 from .degrade import degrade, modcrop
 from .evaluate import super_resolve
+from .files import parse_json
 from .foreign import load_any
 from .images import read_image
+from .keep import affinity_pair, middles, query_pixels
 from .nets import NETS
 from .pairs import ImagePair
 from .record import Record, Run
 from .settings import Config
-from .train import middles, query_pixels
 from .weights import net_digest
 
 # %% auto #0
@@ -296,12 +298,15 @@ class Still:
         view.observe(self.renew, list(view.class_traits(public=True)))
 
     def _bundle(self) -> dict[str, Any]:
-        return {"image/png": base64.b64encode(self.draw()).decode(), "text/plain": "A picture of the explorer."}
+        "What IPython displays."
+        alt = "The affinity explorer: an image, and the affinity maps of each network"
+        data = {"image/png": base64.b64encode(self.draw()).decode(), "text/plain": "A picture of the explorer."}
+        return {"data": data, "metadata": {"image/png": {"alt": alt}}, "raw": True}
 
     def show(self) -> None:
         "Put both here."
-        about = {"image/png": {"alt": "The affinity explorer: an image, and the affinity maps of each network"}}
-        self.handle.display(self._bundle(), metadata=about, raw=True)
+        picture = self._bundle()
+        self.handle.display(picture.pop("data"), **picture)
         data, about = self.view._repr_mimebundle_() or ({}, {})
         display({**data, "text/plain": "The explorer itself needs a kernel: run this cell."}, metadata=about, raw=True)
 
@@ -316,7 +321,11 @@ class Still:
             return
         if self.waiting:
             self.waiting.cancel()
-        self.waiting = loop.call_later(self.rest, lambda: self.handle.update(self._bundle(), raw=True))
+        self.waiting = loop.call_later(self.rest, self._now)
+
+    def _now(self) -> None:
+        picture = self._bundle()
+        self.handle.update(picture.pop("data"), **picture)
 
 # %% ../nbs/74_explorer.ipynb #668477a3
 class Explorer(ExplorerState):
@@ -494,12 +503,18 @@ def _evaluated(record: Record) -> RunNets:
 
 # %% ../nbs/74_explorer.ipynb #844b37fd
 def run_pair(
-    scale: int,  # of the run
-) -> ImagePair:
-    "The held-out image whose affinity a run keeps."
-    return middles(middles(image_set("sample-eval").pairs(scale)[:1], 256 // scale), 96)[0]
+    run: Run,    # a run
+    scale: int,  # of its networks
+) -> ImagePair:  # held out where the run has none of its own, or it is not to be had any more
+    "The image whose affinity a run keeps."
+    held_out, cfg = middles(image_set("sample-eval").pairs(scale)[:1], 256 // scale), run.record.resolved
+    pair = held_out[0]
+    if run.record.kind == "distill":
+        with suppress(FakdError):
+            pair = affinity_pair(cfg.get("affinity_image"), image_sets(cfg["benchmarks"]), held_out, scale)
+    return middles([pair], 96)[0]
 
-
+# %% ../nbs/74_explorer.ipynb #30e39b12
 def explore_run(
     run_dir: str | Path,                           # a run's folder
     image: np.ndarray | str | Path | None = None,  # an original of your own; None: the one that the run kept
@@ -518,7 +533,7 @@ def _run_exhibit(run: Run) -> tuple[Exhibit, dict[str, nn.Module], list[int | st
     if not nets:
         raise FakdError(f"{run.id}: no network of it can be looked into. {note}".strip())
     scale: Any = next(iter(nets.values())).scale
-    shown = exhibit(nets, run_pair(scale), taps, f"Affinity in {run.id}")
+    shown = exhibit(nets, run_pair(run, scale), taps, f"Affinity in {run.id}")
     return replace(shown, progress=progress_of(run, shown.features)), nets, taps, note
 
 
@@ -545,7 +560,7 @@ class ExploreConfig(Config):
     @classmethod
     def _read_query(cls, query: Any) -> Any:
         is_text = isinstance(query, str) and set(query) <= set("[](), 0123456789")
-        return json.loads(query.replace("(", "[").replace(")", "]")) if is_text else query
+        return parse_json(query.replace("(", "[").replace(")", "]"), query[:60], "place") if is_text else query
 
 
 SHIPPED = {"teacher": "data/weights/rcan-mini-x4.safetensors", "plain": "data/weights/student-x4-plain.safetensors",

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import stat
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -164,7 +165,7 @@ MOST_ARRAYS = 2**31  # bytes of all arrays of a file; what a run keeps is far be
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, EOFError, ValueError, TypeError, SyntaxError,
     LookupError, ArithmeticError, RuntimeError, MemoryError, AttributeError, AssertionError,
-    pickle.UnpicklingError, SafetensorError,
+    pickle.UnpicklingError, SafetensorError, struct.error,
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def keep_images(
 def affinity_pair(
     wanted: str | None,             # SET/IMAGE or IMAGE, None: chosen here
     sets: Sequence[ImageSet],       # on which the run is evaluated
-    held_out: Sequence[ImagePair],  # crops that are never trained on
+    held_out: Sequence[ImagePair],  # small held-out crops
     scale: int,                     # 2, 3, 4 or 8
 ) -> ImagePair:
     "The image in which the affinity is asked: the one wanted, of the user's own folder, or held out."

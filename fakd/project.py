@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
 import re
@@ -26,6 +25,7 @@ from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
 from .core import FakdError, atomic_write, pick, root
+from .record import find_runs
 
 # %% auto #0
 __all__ = ['STEPS', 'Outcome', 'closing_line', 'run_tool', 'check_export', 'render_readme', 'readme', 'check_readme',
@@ -238,10 +238,10 @@ def last_report(
 ) -> Path:                       # report.html of the run that finished last
     "The newest report, by the time of finishing that its record names."
     folder = folder or root() / "reports" / "runs"
-    reports = [p.with_name("report.html") for p in folder.glob("*/record.json") if p.with_name("report.html").exists()]
+    reports = [run.dir / "report.html" for run in find_runs(folder) if (run.dir / "report.html").exists()]
     if not reports:
         raise FakdError(f"{folder}: no finished run with a report. `make demo` makes one.")
-    return max(reports, key=lambda p: str(json.loads(p.with_name("record.json").read_bytes())["finished"]))
+    return reports[-1]
 
 # %% ../nbs/97_project.ipynb #7e621cb5
 def main(

@@ -415,8 +415,8 @@ class Run:
             if not os.path.exists(run.dir) or again(run):
                 try:
                     run.dir.mkdir(parents=True, exist_ok=True)
-                except OSError as fault:
-                    raise FakdError(f"{base}: no folder for runs ({fault.strerror}). Give another out_dir.") from None
+                except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name
+                    raise FakdError(f"{base}: no folder for runs ({fault}). Give another out_dir.") from None
                 return run
             number += 1
 
@@ -426,7 +426,7 @@ class Run:
         folder: str | Path,  # an existing run folder
     ) -> Run:
         "An existing run."
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             raise FakdError(f"{folder}: no such run folder.")
         return cls(folder)
 

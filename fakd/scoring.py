@@ -23,6 +23,7 @@ from .config import MODULE, EvaluateConfig, find_weights, from_anywhere
 from .core import FakdError, code_digest, digest, find_path, set_threads, write_image
 from .degrade import imresize
 from .evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
+from .files import must_fit
 from .foreign import as_net, assumed_of, spec_of
 from .metrics import perceptual_measures
 from .onnx import open_net
@@ -30,6 +31,8 @@ from .pages import make_pages
 from .progress import Bar
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
 from .screening import PERCEPTION_PX, evaluation_use
+from .settings import written_out
+from .upscale import pixel_bytes
 from .weights import net_digest
 
 # %% auto #0
@@ -153,6 +156,8 @@ def prepare_evaluation(
     ready: dict[str, Any] = {name: net for name, (net, _) in found.items()}
     about = {name: _about(*one) for name, one in found.items()}
     sets = image_sets(str(cfg.benchmarks))
+    if cfg.repeats:
+        must_fit(round(max(map(pixel_bytes, ready.values())) * cfg.input_px**2), f"input_px={cfg.input_px}")
     scales = sorted({net.scale for net in ready.values()})
     files = [find_path(source) for _, source in found.values() if not source.startswith(MODULE)]
     least = PERCEPTION_PX if cfg.backbone_files else 0
@@ -285,15 +290,32 @@ def finish_evaluation(
     return evaluation.run
 
 
-def evaluate_weights(
-    nets: Mapping[str, nn.Module] | None = None,  # at hand, by name: modules of any class, see `as_net`
-    **parameters: Any,                            # fields of EvaluateConfig
-) -> Run:
-    "A whole evaluation without a notebook."
-    evaluation = prepare_evaluation(EvaluateConfig(**parameters), nets)
+def _evaluate(given: dict[str, Any]) -> Run:
+    "`evaluate_weights`, with what was given."
+    nets = given.pop("nets", None)
+    evaluation = prepare_evaluation(EvaluateConfig(**given), nets)
     measure_scores(evaluation)
     measure_perception(evaluation)
     measure_costs(evaluation)
     run = finish_evaluation(evaluation)
     print(make_pages(run))
     return run
+
+# %% ../nbs/64_scoring.ipynb #e179cf62
+@written_out(_evaluate)
+def evaluate_weights(  # type: ignore[empty-body]
+    *,
+    nets: Mapping[str, nn.Module] | None = None,  # at hand, by name: modules of any class, see `as_net`
+    weights: Any = "data/weights",  # files, folders of them, runs or a folder of runs, joined by +, with * and ?
+    scales: Sequence[int] | None = None,  # only networks of these scales, such as [2, 4]; None: of any
+    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
+    ensemble: bool = False,  # True or False: also the mean over eight flipped and transposed inputs
+    tile: int | None = None,  # also in tiles of this side in LR pixels, 48 or more, to see the cost; None: whole only
+    backbones: str | None = None,  # torchvision's AlexNet and VGG16 files joined by +, for LPIPS, DISTS; None: neither
+    precision: str = "fp32",  # auto, fp32, bf16, fp16 on CUDA, or several joined by + to see the difference
+    input_px: int = 96,  # side of the LR input at which latency and peak memory are measured, 8 or more
+    repeats: int = 20,  # timed passes of each network for its latency; 0: no timing
+    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
+    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
+) -> Run:
+    "A whole evaluation without a notebook: leaves record, report and explorer, and says where."

@@ -5,11 +5,12 @@
 # %% ../nbs/55_settings.ipynb #f1555287
 from __future__ import annotations
 
+import functools
 import html
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from .core import FakdError, find_path, nearest
 
 # %% auto #0
-__all__ = ['setting', 'Config', 'explain']
+__all__ = ['Function', 'setting', 'Config', 'explain', 'written_out']
 
 # %% ../nbs/55_settings.ipynb #70bf60ef
 def setting(
@@ -44,6 +45,8 @@ def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
         if len(parts) > 1 and (odd := [part for part in parts if "+" in part and os.path.exists(find_path(part))]):
             raise FakdError(f"{name} {odd[0]}: several are joined by +, so none may have a + in its name. Rename it.")
         return "+".join(parts)
+    if isinstance(value, str) and not value.strip():
+        raise FakdError(f'{name} "": an empty text is no answer. Leave it out to have the default.')
     if value == "None" and type(None) in kinds:
         return None
     if isinstance(value, os.PathLike) and name not in ("data", "benchmarks"):
@@ -143,3 +146,21 @@ def _shown(value: Any) -> str:
     except ValueError:
         text = "(a number of thousands of digits)"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+# %% ../nbs/55_settings.ipynb #db8ce8dd
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def written_out(
+    run: Callable[[dict[str, Any]], Any],    # gets the arguments that were given, by name
+) -> Callable[[Function], Function]:
+    "Decorates a function whose arguments stand there for readers: `run` does the work."
+
+    def of(described: Function) -> Function:
+        @functools.wraps(described)
+        def call(**given: Any) -> Any:
+            return run(given)
+
+        return cast(Function, call)
+
+    return of

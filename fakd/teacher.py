@@ -15,10 +15,10 @@ from .affinity import widen
 from .core import FakdError, pick, torch_rng
 from .foreign import as_net, spec_of
 from .losses_image import features_of
-from .taps import Taps
+from .taps import Taps, resolve_taps, suggest_taps
 
 # %% auto #0
-__all__ = ['DRAWS', 'Teacher', 'Ensemble', 'members', 'Teachers']
+__all__ = ['DRAWS', 'Teacher', 'Ensemble', 'members', 'Teachers', 'tap_pairs', 'suggest_pairs']
 
 # %% ../nbs/54_teacher.ipynb #17fff1db
 class Teacher:
@@ -125,3 +125,34 @@ class Teachers:
         "The maps of any images, with a gradient to the images."
         found = [self.teachers[i].features(imgs) for i in self.chosen]
         return [torch.cat(maps, 1) for maps in zip(*found, strict=True)]
+
+# %% ../nbs/54_teacher.ipynb #198ac864
+def tap_pairs(
+    student: nn.Module,         # its taps
+    teacher: nn.Module,         # and those of this, or of each network of an `Ensemble`
+    taps: Sequence[int | str],  # positions, names, student=teacher, or student=teacher+teacher+...
+) -> list[tuple[str, ...]]:     # student tap, tap of each teacher
+    "Resolve the taps of all networks, paired by position."
+    halves = [t.split("=", 1) if isinstance(t, str) and "=" in t else [t, t] for t in taps]
+    nets = members(teacher)
+    rows = [[theirs] if isinstance(theirs, int) else str(theirs).split("+") for _, theirs in halves]
+    for tap, row in zip(taps, rows, strict=True):
+        if len(row) not in (1, len(nets)):
+            raise FakdError(f"tap {tap}: {len(row)} places for {len(nets)} teachers; give one for all or one for each.")
+    places = [resolve_taps(student, [ours for ours, _ in halves])]
+    places += [resolve_taps(net, [row[i % len(row)] for row in rows]) for i, net in enumerate(nets)]
+    return list(zip(*places, strict=True))
+
+# %% ../nbs/54_teacher.ipynb #d75097a5
+def suggest_pairs(
+    student: nn.Module,             # whose taps are wanted
+    teachers: Sequence[nn.Module],  # one or several
+    n: int,                         # pairs
+    patch_px: int,                  # side of the LR patch that is tried
+) -> list[int | str]:               # student=teacher, or student=teacher+teacher
+    "Taps that match in all networks."
+    pairs = [suggest_taps(net, student, n, patch_px) for net in teachers]
+    if len({tuple(p.student) for p in pairs}) > 1:
+        raise FakdError("no places of the student match all teachers; give taps as student=teacher+teacher.")
+    places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
+    return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]

@@ -30,21 +30,23 @@ from .foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from .keep import affinity_pair, keep_images, middles, query_pixels
 from .losses import DistillLoss, loss_memory, refuse_idle
 from .metrics import psnr_y
-from .nets import make_net, net_spec
+from .needs import refuse_needs
+from .nets import make_net
 from .onnx import open_net
 from .pages import make_pages
 from .pairs import ImagePair, Patches
 from .record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
 from .resume import diverged, drop_checkpoints, open_run
 from .screening import screen
-from .taps import Taps, resolve_taps, suggest_taps, tap_shapes
-from .teacher import Ensemble, Teacher, Teachers, members
+from .settings import written_out
+from .taps import Taps, tap_shapes
+from .teacher import Ensemble, Teacher, Teachers, members, suggest_pairs, tap_pairs
 from .trainer import Curves, Diverged, History, HistoryFile, Progress, Saver, Snapshots, Trainer, remedy, restore
-from .weights import load_net, load_weights, net_digest, save_weights
+from .weights import load_net, load_weights, net_digest, save_weights, warm_start
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'warm_start', 'tap_pairs', 'prepare', 'equal_time_steps', 'fit', 'Fitted',
-           'held_out_psnr', 'score', 'finish', 'distill', 'train_teacher']
+__all__ = ['Setup', 'setup_tables', 'loss_needs', 'prepare', 'equal_time_steps', 'fit', 'Fitted', 'held_out_psnr', 'score',
+           'finish', 'distill', 'train_teacher']
 
 # %% ../nbs/65_train.ipynb #b1215753
 @dataclass(repr=False)
@@ -163,36 +165,6 @@ def loss_needs(
     memory = max(loss_memory(cfg.loss, {str(i): s for i, s in enumerate(shapes)}, *parts) for shapes in at_once)
     return list(zip(ours.items(), *(t.items() for t in theirs), strict=True)), memory
 
-# %% ../nbs/65_train.ipynb #2af32a1f
-def warm_start(
-    net: nn.Module,  # freshly made
-    path: str,       # a weights file, perhaps of another scale
-) -> nn.Module:      # the same network
-    "Take every tensor of equal name and shape from a file: the body of another scale serves, its upsampler does not."
-    own, theirs = net.state_dict(), load_net(find_path(path)).state_dict()  # of 0..255, whatever the file is of
-    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
-    if all(k.startswith(("head.", "tail.", "sub_mean.", "add_mean.")) for k in taken):
-        raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
-    net.load_state_dict({**own, **taken})
-    return net
-
-# %% ../nbs/65_train.ipynb #198ac864
-def tap_pairs(
-    student: nn.Module,         # its taps
-    teacher: nn.Module,         # and those of this, or of each network of an `Ensemble`
-    taps: Sequence[int | str],  # positions, names, student=teacher, or student=teacher+teacher+...
-) -> list[tuple[str, ...]]:     # student tap, tap of each teacher
-    "Resolve the taps of all networks, paired by position."
-    halves = [t.split("=", 1) if isinstance(t, str) and "=" in t else [t, t] for t in taps]
-    nets = members(teacher)
-    rows = [[theirs] if isinstance(theirs, int) else str(theirs).split("+") for _, theirs in halves]
-    for tap, row in zip(taps, rows, strict=True):
-        if len(row) not in (1, len(nets)):
-            raise FakdError(f"tap {tap}: {len(row)} places for {len(nets)} teachers; give one for all or one for each.")
-    places = [resolve_taps(student, [ours for ours, _ in halves])]
-    places += [resolve_taps(net, [row[i % len(row)] for row in rows]) for i, net in enumerate(nets)]
-    return list(zip(*places, strict=True))
-
 # %% ../nbs/65_train.ipynb #61d69fde
 def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None) -> Any:
     "The config, with names for what was given as Python objects."
@@ -240,20 +212,11 @@ def _choose_taps(setup: Setup, student: nn.Module, own: list[list[int | str]]) -
         try:
             tap_pairs(student, setup.teacher, taps)  # type: ignore[arg-type]
         except FakdError:
-            taps = _suggested(student, members(setup.teacher), len(taps), cfg.patch_px)
+            taps = suggest_pairs(student, members(setup.teacher), len(taps), cfg.patch_px)
     setup.taps = tap_pairs(student, setup.teacher, taps)  # type: ignore[arg-type]
     if taps != cfg.taps:
         setup.config = cfg._completed({"taps": taps}, {})
         setup.config._origin["taps"] = "chosen"
-
-
-def _suggested(student: nn.Module, teachers: Sequence[nn.Module], n: int, patch_px: int) -> list[int | str]:
-    "Taps that match in all networks."
-    pairs = [suggest_taps(net, student, n, patch_px) for net in teachers]
-    if len({tuple(p.student) for p in pairs}) > 1:
-        raise FakdError("no places of the student match all teachers; give taps as student=teacher+teacher.")
-    places = zip(pairs[0].student, *(p.teacher for p in pairs), strict=True)
-    return [f"{ours}={'+'.join(theirs)}" for ours, *theirs in places]
 
 # %% ../nbs/65_train.ipynb #fec490a4
 def prepare(
@@ -285,6 +248,7 @@ def prepare(
         _choose_taps(setup, fresh, own)
         cfg = setup.config
         _looked_at(setup)  # refuses an image that is not there
+    refuse_needs(fresh, cfg)
     _check_loss(setup, fresh)
     setup.origin = {
         "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
@@ -584,16 +548,16 @@ def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 # %% ../nbs/65_train.ipynb #565044b2
-def distill(
-    teacher: Any = None,              # as in the config; or at hand, see `prepare`
-    student: Any = "rcan",            # the same
-    **parameters: Any,                # further fields of DistillConfig
-) -> Run:
-    "A whole distillation run without a notebook."
-    nets: dict[str, Any] = {"teacher": teacher, "student": student}
-    texts: dict[str, Any] = {k: v for k, v in nets.items() if v is None or isinstance(v, str)}
-    at_hand = {k: v for k, v in nets.items() if k not in texts}
-    setup = prepare(DistillConfig(**texts, **parameters), **at_hand)
+def _is_text(value: Any) -> bool:
+    "Whether a teacher or student is named, and not at hand as a Python object."
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return all(one is None or isinstance(one, (str, Path)) for one in several)
+
+
+def _distil(given: dict[str, Any]) -> Run:
+    "`distill`, with what was given."
+    at_hand = {name: given[name] for name in ("teacher", "student") if not _is_text(given.get(name))}
+    setup = prepare(DistillConfig(**{k: v for k, v in given.items() if k not in at_hand}), **at_hand)
     if setup.config.compare and setup.teacher is not None:
         fit(setup, distil=False)
     fit(setup)
@@ -603,11 +567,9 @@ def distill(
     return _with_pages(finish(setup))
 
 
-def train_teacher(
-    **parameters: Any,  # fields of TeacherConfig
-) -> Run:
-    "A whole teacher run without a notebook."
-    setup = prepare(TeacherConfig(**parameters))
+def _train_teacher(given: dict[str, Any]) -> Run:
+    "`train_teacher`, with what was given."
+    setup = prepare(TeacherConfig(**given))
     fit(setup)
     score(setup)
     return _with_pages(finish(setup))
@@ -617,3 +579,66 @@ def _with_pages(run: Run) -> Run:
     "The run, with report and explorer as its notebook leaves them; says where they are."
     print(make_pages(run))
     return run
+
+# %% ../nbs/65_train.ipynb #f772ae97
+@written_out(_distil)
+def distill(  # type: ignore[empty-body]
+    *,
+    scale: int = 4,  # upscaling factor: 2, 3, 4 or 8
+    preset: str = "mini",  # fills what is None: mini (minutes), small (hours on DIV2K), paper (FAKD's recipe)
+    student: Any = "rcan",  # a network, sizes in brackets; or a weights file to start from
+    teacher: Any = None,  # a weights file, or a network with weights in data/weights; several joined by +
+    teacher_draw: str = "random",  # with several teachers: random (one drawn for each batch) or mean (all, averaged)
+    data: Any = None,  # training images: "sample", "DIV2K", another set, a folder, or several joined by +
+    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
+    loss: str = "0.5*DS+0.5*TS+10*SA",  # terms with weights, joined by +; `fakd losses` lists them
+    taps: Sequence[int | str] | None = None,  # maps to compare: positions [1, 2, 3], names, or pairs of names
+    affinity_image: str | None = None,  # image whose affinity is kept, SET/IMAGE
+    steps: int | None = None,  # optimiser steps, 1 or more; None: the preset's
+    batch_size: int | None = None,  # patches a step, 1 or more; None: the preset's
+    accumulate: int = 1,  # equal parts that a batch is computed in, to save memory: a divisor of batch_size
+    patch_px: int | None = None,  # side of the LR patch in pixels, 4 or more; None: the preset's
+    learn_rate: float | None = None,  # Adam's learning rate before the schedule, above 0; None: the preset's
+    schedule: str | None = None,  # constant, cosine(warmup, floor) or step(at, gamma), see `learn_rate_at`
+    clip_norm: float | None = None,  # largest norm of the gradient, 0 for no clipping; None: the preset's
+    ema: float | None = None,  # decay of the averaged weights that are reported, 0 (none) to below 1
+    compare: bool = True,  # True or False: also train the same student without a teacher
+    equal_time: bool | None = None,  # True or False: and once more for the time that the distilled run takes
+    seed: int = 0,  # of initial weights, patches and every other draw: 0 or more
+    precision: str = "auto",  # auto, fp32, bf16, or fp16 on CUDA
+    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
+    workers: int | None = None,  # threads that read images, 1 to 256; None: one a CPU
+    checkpoint_min: float = 1.0,  # minutes between checkpoints; 0 for one after every step
+    resume: str = "auto",  # auto: continue this run if it is unfinished; never; or the folder of a run
+    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
+) -> Run:
+    "A whole distillation run without a notebook: leaves record, weights, report and explorer, and says where."
+
+# %% ../nbs/65_train.ipynb #97bb71a3
+@written_out(_train_teacher)
+def train_teacher(  # type: ignore[empty-body]
+    *,
+    scale: int = 4,  # upscaling factor: 2, 3, 4 or 8
+    preset: str = "mini",  # fills what is None: mini (hours on a CPU), small (DIV2K), paper (full size)
+    net: str = "rcan",  # a network, its sizes from the preset or in brackets
+    init: Any = None,  # weights file to start from; tensors of equal name and shape are taken; None: from the seed
+    data: Any = None,  # training images: "sample", "DIV2K", another set, a folder, or several joined by +
+    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
+    loss: str = "DS",  # terms that need no teacher, joined by +: DS, FFT, Wavelet; see `fakd losses`
+    steps: int | None = None,  # optimiser steps, 1 or more; None: the preset's
+    batch_size: int | None = None,  # patches a step, 1 or more; None: the preset's
+    accumulate: int = 1,  # equal parts that a batch is computed in, to save memory: a divisor of batch_size
+    patch_px: int | None = None,  # side of the LR patch in pixels, 4 or more; None: the preset's
+    learn_rate: float | None = None,  # Adam's learning rate before the schedule, above 0; None: the preset's
+    schedule: str | None = None,  # constant, cosine(warmup, floor) or step(at, gamma), see `learn_rate_at`
+    clip_norm: float | None = None,  # largest norm of the gradient, 0 for no clipping; None: the preset's
+    ema: float | None = None,  # decay of the averaged weights that are reported, 0 (none) to below 1
+    seed: int = 0,  # of initial weights, patches and every other draw: 0 or more
+    precision: str = "auto",  # auto, fp32, bf16, or fp16 on CUDA
+    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
+    workers: int | None = None,  # threads that read images, 1 to 256; None: one a CPU
+    checkpoint_min: float = 1.0,  # minutes between checkpoints; 0 for one after every step
+    resume: str = "auto",  # auto: continue this run if it is unfinished; never; or the folder of a run
+    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
+) -> Run:
+    "A whole teacher run without a notebook: leaves record, weights, report and explorer, and says where."

@@ -17,14 +17,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .blocks import SCALES
-from .core import FakdError, Spec, atomic_write, digest, parse_spec
+from .core import FakdError, Spec, atomic_write, digest, find_path, parse_spec
 from .files import parse_json, read_tensors
 from .nets import NETS, count_weights, make_net, net_spec, parse_net
 from .value_range import Finding, try_views
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'read_border', 'load_weights',
-           'load_net', 'save_weights', 'net_digest']
+           'load_net', 'save_weights', 'net_digest', 'warm_start']
 
 # %% ../nbs/36_weights.ipynb #0e6d6583
 # the first that is there is opened
@@ -387,3 +387,16 @@ def net_digest(
 ) -> str:            # 64 hex digits
     "Digest of all tensors of a network, by name."
     return digest(dict(net.state_dict()))
+
+# %% ../nbs/36_weights.ipynb #2af32a1f
+def warm_start(
+    net: nn.Module,  # freshly made
+    path: str,       # a weights file, perhaps of another scale
+) -> nn.Module:      # the same network
+    "Take every tensor of equal name and shape from a file: the body of another scale serves, its upsampler does not."
+    own, theirs = net.state_dict(), load_net(find_path(path)).state_dict()  # of 0..255, whatever the file is of
+    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+    if all(k.startswith(("head.", "tail.", "sub_mean.", "add_mean.")) for k in taken):
+        raise FakdError(f"init {path}: no tensor of its body fits {net_spec(net)}.")
+    net.load_state_dict({**own, **taken})
+    return net

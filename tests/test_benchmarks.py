@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import make_run_fixture
 from PIL import Image
 
 import fakd.benchmarks
@@ -12,6 +13,8 @@ from fakd.benchmarks import SETS, found_benchmarks, image_set, image_sets, lr_so
 from fakd.config import DistillConfig, EvaluateConfig
 from fakd.core import FakdError, write_image
 from fakd.degrade import degrade, modcrop
+from fakd.figures import scenes
+from fakd.record import Row, summarise
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the image sets in {DATA}")
@@ -323,3 +326,28 @@ def test_odd_names_are_taken_as_they_are(data, tmp_path):
     for k, name in enumerate(names):
         write_image(tmp_path / "--set" / f"{name}.png", picture(k))
     assert sorted(p.name for p in image_set(tmp_path / "--set").pairs(4)) == sorted(names)
+
+
+@pytest.mark.parametrize("set_name,image", [("val--2024", "a--b"), ("$x$", 'say "so" <b>'), ("a+b", "n" * 240),
+                                            (".hidden", "it's 100%"), ("ünï", "x/y"), ("Set5", "baby")])
+def test_a_run_keeps_and_finds_images_of_any_name(tmp_path, set_name, image):
+    rows = [Row.of(method, set_name, image, 4, 30.0, 0.9) for method in ("bicubic", "plain", "distilled")]
+    run = make_run_fixture(tmp_path, pictures=False, rows=rows, summary=summarise(rows), teacher=None)
+    folder = run.image_dir(set_name, image)
+    assert folder.parent == run.dir / "snapshots" / "images" and not folder.name.startswith(".")
+    for name in ("lr", "hr", "bicubic", "plain", "distilled"):
+        write_image(folder / f"{name}.png", picture(0, *((24, 30) if name == "lr" else (96, 120))))
+    scene, = scenes(run)
+    assert (scene.set, scene.image, sorted(scene.scores)) == (set_name, image, ["bicubic", "distilled", "plain"])
+
+
+@pytest.mark.parametrize("layout", ["flat", "HR"])
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_images_is_refused_and_not_waited_for(data, tmp_path, layout):
+    folder = tmp_path / "set" / ("HR" if layout == "HR" else "")
+    write_image(folder / "a.png", picture(0))
+    os.mkfifo(folder / "b.png")
+    images = image_set(tmp_path / "set")
+    for read in (lambda: images.pairs(4), lambda: images.pairs(4, cache=True), lambda: images.digest(4)):
+        with pytest.raises(FakdError, match="b.png: .*ordinary"):
+            read()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fakd.affinity import affinity_row
 from fakd.affinity_views import progress_view, read_affinity, read_progress
+from fakd.benchmarks import image_set
 from fakd.core import FakdError, write_image
 from fakd.explorer import (
     SHIPPED,
@@ -27,6 +28,7 @@ from fakd.explorer import (
     explore_run,
     middle_pair,
     open_explorer,
+    run_pair,
     save_explorer,
     still_picture,
 )
@@ -132,6 +134,7 @@ def test_a_page_holds_every_tap_and_the_state_of_the_view(tmp_path: Path) -> Non
 
 def test_every_run_leaves_an_explorer_that_its_report_links(runs: tuple[Run, Run]) -> None:
     for run, count in zip(runs, (1, 3), strict=True):
+        (run.dir / "explorer.html").unlink()  # which the run has made itself
         assert "explorer.html" not in run_page(run).read_text()
         page = check_page(save_explorer(run))
         assert [len(nets) for nets in page["taps"].values()] == [count] * len(page["taps"])
@@ -195,7 +198,8 @@ def test_save_explorer_says_why_it_made_nothing(runs: tuple[Run, Run], tmp_path:
     assert str(save_explorer(broken)).startswith("none. ") and "plain network is missing" in save_explorer(broken)
     about = {**run.record.student, "network": "foreign"}
     gone = {**run.record.student, "source": str(tmp_path / "gone.safetensors")}
-    evaluation = edited(run, tmp_path / "evaluation", student={"nets": {"a": about, "b": gone}}, kind="evaluate")
+    evaluation = edited(run, tmp_path / "evaluation", student={"nets": {"a": about, "b": gone}, "ways": {}},
+                        kind="evaluate")
     said = save_explorer(evaluation)
     assert "a (it names no taps); b (" in said and "gone.safetensors is not there" in said
     for failed in (own, bare, broken, evaluation):
@@ -253,7 +257,18 @@ def test_hostile_snapshots_are_refused_in_words(runs: tuple[Run, Run], tmp_path:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**41,)})
         archive.writestr("taps.npy", file.getvalue())
     refused("declares")
-    assert "declares" in save_explorer(run)  # the end of a run survives it
+    if name != "affinity":
+        assert "declares" in save_explorer(run)  # the end of a run survives it
+
+
+def test_the_explorer_of_a_run_shows_the_image_whose_affinity_it_kept(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    run, names = runs[1], [pair.name for pair in image_set("sample-eval").pairs(4)]
+    assert np.array_equal(run_pair(run, 4).lr_img, np.load(run.dir / "snapshots" / "affinity.npz")["image"])
+    resolved = {**run.record.resolved, "affinity_image": f"sample-eval/{names[1]}"}
+    chosen = edited(run, tmp_path / "chosen", resolved=resolved)
+    assert run_pair(chosen, 4).name == names[1] and max(run_pair(chosen, 4).lr_img.shape) <= 96
+    gone = edited(run, tmp_path / "gone", resolved={**resolved, "benchmarks": str(tmp_path / "nowhere")})
+    assert run_pair(gone, 4).name == names[0]
 
 
 def test_names_that_collide_stay_apart(tmp_path: Path) -> None:

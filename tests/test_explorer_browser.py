@@ -26,13 +26,14 @@ import nbformat
 import numpy as np
 import pytest
 import skimage.data
+from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell
 from PIL import Image
 
 from fakd.affinity import affinity_row
 from fakd.affinity_views import AffinityProgress
 from fakd.core import write_image
-from fakd.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer
+from fakd.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer, still_picture
 from fakd.nets import make_net
 
 ROOT = Path(__file__).parents[1]
@@ -323,7 +324,33 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     assert (saved["query"], saved["tap"], saved["width"], saved["height"]) == ([11, 50], "group0", 60, 40)
     assert Image.open(io.BytesIO(w.save("Save PNG"))).size[0] > 1000
     watch.check()
+
+    # what is left without the kernel: the view as it is, and in the saved notebook a picture of it
+    still = page.locator(".jp-OutputArea-child:has(img)").first
+    assert not still.is_visible()
+    wanted = still_picture(w.same.exhibit, "group0", [(11, 50)])
+    page.wait_for_function("png => document.querySelector('.jp-OutputArea-child img').src.endsWith(png)",
+                           arg=base64.b64encode(wanted).decode())
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+    page.wait_for_function("() => document.querySelector('.fx-status').textContent.startsWith('The kernel that gave')")
+    assert not w.root.get_by_role("button", name="Own image").is_visible()
+    w.click(30, 9)
+    w.check(seed=7, count=3)
     page.close()
+    kept = nbformat.read(next(tmp_path.parent.glob("lab*/work/explore.ipynb")), 4)
+    outputs = next(cell for cell in kept.cells if "open_explorer(config)" in cell.source).outputs
+    *_, image, live = [output.data for output in outputs if output.output_type != "stream"]
+    assert base64.b64decode(image["image/png"]) == wanted and "application/vnd.jupyter.widget-view+json" in live
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.goto(lab)  # opened anew, nothing run
+    picture = page.locator(".jp-OutputArea-child:has(img)").first
+    picture.wait_for(state="visible")
+    page.wait_for_selector("text=model not found")
+    assert picture.is_visible() and page.locator(".fakd-explorer").count() == 0
+    page.close()
+    html, _ = HTMLExporter().from_notebook_node(kept)
+    assert base64.b64encode(wanted).decode() in html.replace("\n", "")
 
 
 # The static page

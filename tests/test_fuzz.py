@@ -268,7 +268,7 @@ def onnx_doors(folder: Path) -> list[Door]:
         elif change == 1:
             draw.choice(g.initializer).dims[:] = draw.choice(([0], [], [-1], [10**9, 10**9], [2**62, 4], [12, 3, 3, 2]))
         elif change == 2:
-            draw.choice(new.metadata_props).value = respelt("2", draw)
+            draw.choice(new.metadata_props).value = respelt("2", draw).encode("utf-8", "replace").decode()
         elif change == 3:
             draw.choice(draw.choice(g.node).attribute).ints[:] = draw.choice(([], [-1], [2**40] * 4, [0, 0, 0, 0, 0]))
         elif change == 4:

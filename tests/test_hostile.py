@@ -14,12 +14,15 @@ from fixtures import make_run_fixture
 from safetensors.torch import save_file
 
 from fakd.affinity_views import read_affinity, read_progress
+from fakd.benchmarks import image_set
 from fakd.config import DistillConfig, EvaluateConfig, find_weights
 from fakd.core import FakdError, parse_spec
+from fakd.explorer import ExploreConfig
 from fakd.foreign import load_any
 from fakd.nets import make_net
 from fakd.onnx import OnnxNet
 from fakd.record import Run, find_runs, read_history, read_record
+from fakd.scoring import prepare_evaluation
 from fakd.weights import load_net, read_state, save_weights
 
 SPEC = "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)"
@@ -83,6 +86,10 @@ def test_a_pickle_cannot_ask_for_memory_or_declare_more_than_it_has(tmp_path):
     with zipfile.ZipFile(path, "w") as pack:
         count = (2**34).to_bytes(5, "little")
         pack.writestr("w/data.pkl", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + count + b"\x85R.")
+        pack.writestr("w/version", "3\n")
+    refused(lambda: read_state(path), "not a readable weights file")
+    with zipfile.ZipFile(path, "w") as pack:
+        pack.writestr("w/data.pkl", b"\x80\x02X\x04")  # ends within a length
         pack.writestr("w/version", "3\n")
     refused(lambda: read_state(path), "not a readable weights file")
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
@@ -273,6 +280,27 @@ def test_scales_that_make_no_sense_are_refused(scales):
 ])  # fmt: skip
 def test_settings_of_the_wrong_kind_are_refused(field, value):
     refused(lambda: DistillConfig(**{field: value}).resolve())
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "~nobody/x", "/dev/null"])
+def test_names_that_no_file_can_have_are_no_run_and_no_set(name):
+    refused(lambda: Run.open(name), "no such run folder")
+    refused(lambda: image_set(name))
+    refused(lambda: find_weights(name), "no weights file there")
+
+
+def test_the_query_of_the_explorer_is_strict_json():
+    for query in ("[" * 5000, "9" * 5000, "[1,,2]", "[[1, 2]]", "(("):
+        refused(lambda query=query: ExploreConfig(query=query), "query")
+    assert ExploreConfig(query="(20, 30)").query == [20, 30]
+
+
+def test_an_input_that_exceeds_memory_is_refused_before_anything_is_measured(tmp_path):
+    save_weights(make_net(SPEC, 2), tmp_path / "w.safetensors")
+    asked = EvaluateConfig(weights=str(tmp_path / "w.safetensors"), benchmarks="sample-eval", input_px=10**6,
+                           device="cpu", out_dir=str(tmp_path))
+    refused(lambda: prepare_evaluation(asked), "input_px=1000000 needs", "GB of memory")
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 # ONNX files

@@ -28,9 +28,12 @@ from fakd.record import Row, Run, compare_sets, gains, left_out, read_record, su
 from fakd.report import run_page
 from fakd.scoring import Way, evaluate_weights
 from fakd.train import _last, held_out_psnr
+from fakd.trainer import Diverged
 from fakd.weights import save_weights
 
 INF, NAN = math.inf, math.nan
+NET = {"network": "edsr", "spec": "edsr()", "scale": 4, "params": 1, "macs": 1, "macs_input": [48, 48],
+       "source": "a.pt", "digest": "ab", "assumptions": []}
 
 
 def rows_of(name: str, scale: int = 4, **psnr: dict) -> list[Row]:
@@ -171,7 +174,7 @@ def test_perception_is_averaged_over_what_every_method_has(tmp_path):
     found = [line for line in found if (line["method"], line["image"]) != ("net", "b")]
     ways = {"net": Way("net")._asdict()}
     run = make_run_fixture(tmp_path, pictures=False, kind="evaluate",
-                           student={"nets": {"net": {}}, "ways": ways, "perception": found})
+                           student={"nets": {"net": NET}, "ways": ways, "perception": found})
     assert list(perception_table(run.record)) == [
         {"Set": "S, \u00d74", "Method": m, "Images": "1 (without b, c)", "LPIPS (VGG16)": v, "DISTS": w}
         for m, v, w in (("Bicubic", "0.2000", "0.1000"), ("net", "0.1000", "0.0500"))]
@@ -195,7 +198,7 @@ def test_the_held_out_psnr_goes_over_the_same_crops_at_every_step():
     repeat = nn.Upsample(scale_factor=2)
     assert held_out_psnr(repeat, pairs, "cpu") == held_out_psnr(repeat, pairs[1:], "cpu") < 40
     assert math.isnan(held_out_psnr(repeat, pairs[:1], "cpu"))
-    with pytest.raises(FakdError, match="not finite"):
+    with pytest.raises(Diverged, match="not finite"):
         held_out_psnr(nn.Threshold(1e9, NAN), pairs, "cpu")
 
 
@@ -211,7 +214,7 @@ def test_every_figure_of_an_evaluation_has_its_files_and_none_is_needed(evaluate
         assert text.count(f'href="figures/{path.name}"') == 2, path.name  # under its caption and in the list
     assert (evaluated.dir / "figures" / "pareto-x2.pdf").is_file()
     run = make_run_fixture(tmp_path, pictures=False, kind="evaluate", rows=[], summary={},
-                           student={"nets": {"net": {"scale": 2, "params": 1, "macs": 1}}, "ways": {}})
+                           student={"nets": {"net": NET}, "ways": {}})
     assert "The run kept no images to compare." in evaluation_page(run).read_text(encoding="utf-8")
 
 

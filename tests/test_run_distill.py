@@ -70,7 +70,8 @@ def test_run_distill_leaves_a_valid_record_and_a_report(small):
     outputs = [o for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs]
     shown = [o.get("data", {}) for o in outputs]
     assert any("application/vnd.jupyter.widget-view+json" in data for data in shown)
-    assert sum("image/png" in data or "data:image/png" in data.get("text/html", "") for data in shown) == 7
+    # seven figures, and the picture that stands where the widget was
+    assert sum("image/png" in data or "data:image/png" in data.get("text/html", "") for data in shown) == 8
 
 
 @pytest.mark.parametrize("parameters, message", [

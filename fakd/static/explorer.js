@@ -16,7 +16,8 @@
 
 const SHARED = ["query", "query2", "queries", "tap", "mode", "colour", "scale_max", "difference_max", "view", "shown", "step"];
 const STATE = [...SHARED, "status", "_info", "_data"];
-const EVENTS = [...STATE.map((name) => `change:${name}`), "comm_live_update"]; // the last when a kernel comes or goes
+const EVENTS = STATE.map((name) => `change:${name}`);
+const STORED_STATE = 'script[type="application/vnd.jupyter.widget-state+json"]'; // on a page that nbconvert made
 const MOST_ZOOM = 16;
 const MOST_MB = 8; // of an image of one's own: a notebook server passes no message of more than 10
 
@@ -359,6 +360,8 @@ class View {
     this.build(el);
     this.schedule = this.schedule.bind(this);
     for (const name of EVENTS) model.on(name, this.schedule);
+    this.lose = () => { this.lost = true; this.schedule(); };
+    model.on("comm_live_update", this.lose); // once a view is drawn: its kernel was restarted
     this.resizes = new ResizeObserver(this.schedule);
     this.resizes.observe(this.root);
     this.schedule();
@@ -369,6 +372,7 @@ class View {
     this.stop.abort();
     this.resizes.disconnect();
     for (const name of EVENTS) this.model.off(name, this.schedule);
+    this.model.off("comm_live_update", this.lose);
     if (this.still) this.still.style.display = "";
     cancelAnimationFrame(this.pending ?? 0);
   }
@@ -384,8 +388,8 @@ class View {
     this.schedule();
   }
 
-  /** Whether a kernel listens: not on a page, nor after it was restarted. */
-  get live() { return this.get("_info").live && !this.el.closest(".jupyter-widgets-disconnected"); }
+  /** Whether a kernel listens: not on a page, nor in a notebook that became one, nor after it was restarted. */
+  get live() { return this.get("_info").live && !this.lost && !document.querySelector(STORED_STATE); }
 
   /** Draw once before the screen's next frame, however much happens until then. */
   schedule() {
