@@ -13,7 +13,7 @@ from fakd.nets import make_net
 from fakd.onnx import OnnxNet, open_net
 from fakd.teacher import Teacher
 from fakd.train import prepare
-from fakd.value_range import probe_images
+from fakd.value_range import probe_images, try_views
 from fakd.weights import load_net
 
 FILES = ["rcan-mini-x2", "rcan-mini-x4", "student-x4-distilled"]
@@ -290,3 +290,16 @@ class OnlyOf48(nn.Module):
 def test_a_student_that_cannot_take_the_runs_patches_is_refused(small):
     with pytest.raises(FakdError, match="student onlyof48: it cannot be trained on patches of 16x16"):
         prepare(DistillConfig(**small), student=OnlyOf48())
+
+
+def test_two_ranges_of_equal_pictures_and_equal_levels_are_not_guessed():
+    "One view is as much too bright as the other is too dark, in alternate pixels."
+    def view(sign):
+        def enlarge(imgs):
+            sr_imgs = nn.functional.interpolate(imgs.float(), scale_factor=2, mode="bicubic")
+            board = torch.arange(sr_imgs.shape[2])[:, None] + torch.arange(sr_imgs.shape[3]) & 1
+            return sr_imgs + sign * (2 * board - 1)
+        return enlarge
+
+    found = try_views({255: view(1), 1: view(-1)}, 2)
+    assert found.best is None and not found.alike and set(found.tied) == {255, 1}
