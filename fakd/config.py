@@ -264,9 +264,9 @@ class TeacherConfig(TrainConfig):
 class EvaluateConfig(Config):
     "What an evaluation is: weights files against sets of images."
 
-    weights: str = setting(
+    weights: str | None = setting(
         "data/weights",
-        "weights files, folders of them, run folders or a folder of runs, joined by +; * and ? stand for any letters",
+        "weights files, folders of them, runs or a folder of runs, joined by +; * and ? for any letters; None: no file",
         digest=False,  # the networks' tensors are hashed instead
     )
     scales: list[int] | None = setting(None, "only networks of these scales; None: of any")
@@ -306,8 +306,8 @@ class EvaluateConfig(Config):
         runs_folder(self.out_dir)  # refuses a place where nothing can be written
         device = choose_device(self.device)
         wanted = [choose_precision(p.strip(), device) for p in self.precision.split("+")]
-        late = {"device": device, "precision": "+".join(dict.fromkeys(wanted))}
-        late["weights"] = "+".join(str(path) for path in find_weights(self.weights)) if self.weights else ""
+        late: dict[str, Any] = {"device": device, "precision": "+".join(dict.fromkeys(wanted))}
+        late["weights"] = "+".join(str(path) for path in find_weights(self.weights)) if self.weights else None
         if self.benchmarks is None:
             late["benchmarks"] = "+".join(["sample-eval", *found_benchmarks()])
         was = self.origin()

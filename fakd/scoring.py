@@ -116,13 +116,13 @@ class Evaluation:
 
 # %% ../nbs/64_scoring.ipynb #3469d9a7
 def _find_nets(
-    text: str,                       # the config's weights, as given
+    text: str | None,                # the config's weights, as given
     scales: list[int] | None,        # only these
     at_hand: Mapping[str, nn.Module],
 ) -> dict[str, tuple[nn.Module, str]]:  # by name: the network, and where it is from
     "The networks that are meant, each ready."
     paths = find_weights(text) if text else []
-    named = {Path(find_path(part.strip())).resolve() for part in (text, *text.split("+"))}
+    named = {Path(find_path(part.strip())).resolve() for part in (text, *text.split("+"))} if text else set()
     found = {name: (as_net(net).eval().requires_grad_(False), f"{MODULE}{spec_of(as_net(net))}")
              for name, net in at_hand.items()}
     files, passed = dict(zip(net_names([find_path(p) for p in paths]), paths, strict=True)), list[str]()
@@ -150,7 +150,7 @@ def prepare_evaluation(
     "Read networks and sets and name the run; what does not fit is refused here."
     set_threads()
     if nets and "weights" not in config.model_fields_set:
-        config = config.model_copy(update={"weights": ""})
+        config = config.model_copy(update={"weights": None})
     cfg = config.resolve()
     found = _find_nets(config.weights, cfg.scales, nets or {})
     ready: dict[str, Any] = {name: net for name, (net, _) in found.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from fixtures import make_run_fixture
+from fixtures import STUDENT, make_run_fixture
 from torch import nn
 
 from fakd.benchmarks import image_set
@@ -243,7 +243,8 @@ def test_the_finding_gives_the_least_and_the_largest_change_of_every_use(tmp_pat
             "b": ("b", "", False, 0), "b, bf16": ("b", "bf16", False, 0), "b+": ("b", "", True, 0)}
     run = make_run_fixture(
         tmp_path, pictures=False, kind="evaluate", student={
-            "nets": {name: {} for name in "ab"}, "ways": {k: Way(*way)._asdict() for k, way in ways.items()}},
+            "nets": {name: {**STUDENT, "scale": 4} for name in "ab"},
+            "ways": {k: Way(*way)._asdict() for k, way in ways.items()}},
         rows=[Row.of(m, name, "one", 4, value, 0.9) for m, both in scores.items()
               for name, value in zip(("Set5", "Set14"), both, strict=True)])
     changes = evaluation_finding(run.record).partition("the mean PSNR of a set changes with ")[2]

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 def evaluated(tmp_path, nets=None, **given):
     given |= {"benchmarks": "sample-eval", "repeats": 0, "device": "cpu", "out_dir": str(tmp_path / "out")}
-    return evaluate_weights(nets, **given)
+    return evaluate_weights(nets=nets, **given)
 
 
 def test_its_weights_are_read_evaluated_enlarged_and_exported(run, tmp_path):
