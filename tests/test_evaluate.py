@@ -1,6 +1,7 @@
 """Evaluation: the published baseline, and networks that come back as they were."""
 
 import csv
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from fakd.benchmarks import image_set
 from fakd.config import EvaluateConfig
-from fakd.core import FakdError, code_digest, write_image
+from fakd.core import FakdError, write_image
 from fakd.degrade import imresize
 from fakd.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
 from fakd.evaluate_report import evaluation_finding
@@ -38,21 +39,18 @@ def published(name, scale):
     return {k: float(v) for k, v in row.items() if v and k not in ("dataset", "source")}
 
 
-def bicubic_of(name, scale, request):
-    "Bicubic rows of a set; kept in pytest's cache for the same images and the same code."
-    images = image_set(name)
-    key = f"fakd/bicubic-rows-{images.digest(scale)}-{code_digest()}"
-    kept = request.config.cache.get(key, None) or [row.model_dump() for row in bicubic_rows([images], scale)]
-    request.config.cache.set(key, kept)
-    return [Row(**row) for row in kept]
+@cache
+def bicubic_of(name, scale):
+    "Bicubic rows of a set, made once for the tests that look at them; never kept beyond the code that made them."
+    return bicubic_rows([image_set(name)], scale)
 
 
 @needs_data
 @pytest.mark.parametrize("name,scale", [(n, s) for n in SETS for s in (2, 3, 4)] + [("Set5", 8), ("Set14", 8)])
-def test_bicubic_gives_the_known_scores(name, scale, monkeypatch, request):
+def test_bicubic_gives_the_known_scores(name, scale, monkeypatch):
     monkeypatch.setenv("FAKD_DATA", str(DATA))
     images = image_set(name)
-    mean = summarise(bicubic_of(name, scale, request))["bicubic"][images.name]
+    mean = summarise(bicubic_of(name, scale))["bicubic"][images.name]
     known = published(images.name, scale)
     assert mean["images"] == known["images"]
     assert mean["psnr_y"] == pytest.approx(known["psnr_recomputed"], abs=1e-3)
@@ -66,13 +64,13 @@ def test_bicubic_gives_the_known_scores(name, scale, monkeypatch, request):
 @needs_data
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", SETS)
-def test_bicubic_gives_the_known_score_of_each_image(name, scale, monkeypatch, request):
+def test_bicubic_gives_the_known_score_of_each_image(name, scale, monkeypatch):
     "Of Urban100 only a part is here: with the known scores of the others its mean is the published one."
     monkeypatch.setenv("FAKD_DATA", str(DATA))
     with open(DATA.parent / "published" / "bicubic_per_image.csv", encoding="utf-8") as file:
         known = {r["image"]: (float(r["psnr"]), float(r["ssim"])) for r in csv.DictReader(file)
                  if (r["dataset"], int(r["scale"])) == (name, scale)}
-    found = {row.image: (row.psnr_y, row.ssim_y) for row in bicubic_of(name, scale, request)}
+    found = {row.image: (row.psnr_y, row.ssim_y) for row in bicubic_of(name, scale)}
     assert set(found) <= set(known)
     for image, (psnr, ssim) in found.items():
         assert (psnr, ssim) == (pytest.approx(known[image][0], abs=1e-3), pytest.approx(known[image][1], abs=1e-4))

@@ -189,8 +189,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     nb = nbformat.read(ROOT / "nbs" / "explore_affinity.ipynb", 4)
     nb.cells.insert(0, new_code_cell(f"import os\nos.chdir({str(ROOT)!r})"))
     nb.cells += [new_code_cell("explorer.query = (5, 6)"), new_code_cell("print('SEEN', explorer.query, explorer.tap)")]
-    (base / "work").mkdir()
-    nbformat.write(nb, base / "work" / "explore.ipynb")
+    (base / "lab").mkdir()
+    nbformat.write(nb, base / "lab" / "explore.ipynb")
     settings = base / "settings" / "@jupyterlab"
     for name, values in {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
                          "notebook-extension/tracker": {"windowingMode": "defer"}}.items():
@@ -202,7 +202,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     words = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root",
-             "--IdentityProvider.token=T", f"--ServerApp.root_dir={base / 'work'}", "--LabApp.news_url=None",
+             "--IdentityProvider.token=T", f"--ServerApp.root_dir={base / 'lab'}", "--LabApp.news_url=None",
              "--LabApp.expose_app_in_browser=True"]
     with open(base / "log", "w") as log:
         program = Path(sys.executable).parent / "jupyter-lab"
@@ -338,7 +338,7 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     w.click(30, 9)
     w.check(seed=7, count=3)
     page.close()
-    kept = nbformat.read(next(tmp_path.parent.glob("lab*/work/explore.ipynb")), 4)
+    kept = nbformat.read(next(tmp_path.parent.glob("lab*/lab/explore.ipynb")), 4)
     outputs = next(cell for cell in kept.cells if "open_explorer(config)" in cell.source).outputs
     *_, image, live = [output.data for output in outputs if output.output_type != "stream"]
     assert base64.b64decode(image["image/png"]) == wanted and "application/vnd.jupyter.widget-view+json" in live
