@@ -218,6 +218,14 @@ def test_a_teacher_that_was_at_hand_must_be_given_again(small):
     assert prepare(config, Plain()).config.taps == config.taps
 
 
+def test_a_teacher_is_frozen_and_leaves_no_graph():
+    teacher, lr_imgs = Teacher(make_net(WIDE, 2), [0, 1]), torch.rand(1, 3, 8, 8).mul(255).requires_grad_()
+    sr_imgs, maps = teacher(lr_imgs)
+    assert not any(x.requires_grad for x in (sr_imgs, *maps, *teacher.net.parameters()))
+    sum(m.sum() for m in teacher.features(lr_imgs)).backward()  # the way of terms that look at the student's image
+    assert lr_imgs.grad.abs().sum() > 0 and all(p.grad is None for p in teacher.net.parameters())
+
+
 def test_a_network_may_teach_itself_and_a_frozen_student_is_refused(small):
     net = make_net(NARROW, 2, seed=3)
     before = copy.deepcopy(net.state_dict())
