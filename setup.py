@@ -8,12 +8,12 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithData(build_py):
-    "A clone has its data beside the package, where the README's paths lead; an installed package has a copy inside."
+    "A clone has its data beside the package, where the README's paths lead; an installed one in `fakd/shipped`."
 
     def run(self):
         super().run()
         for folder in () if self.editable_mode else ("weights", "published"):
-            shutil.copytree(Path("data", folder), Path(self.build_lib, "fakd/data", folder), dirs_exist_ok=True,
+            shutil.copytree(Path("data", folder), Path(self.build_lib, "fakd/shipped/data", folder), dirs_exist_ok=True,
                             ignore=shutil.ignore_patterns(".*"))
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from .commands import SHELLS, add_commands, completion, dashed, refuse
 from .core import FakdError, choose_device, find_path, set_threads
-from .download import data_get, data_list, data_lr_sources, data_verify
+from .data.download import data_get, data_list, data_lr_sources, data_verify
 from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
-from .onnx import OnnxNet, open_net
+from .measure.onnx import OnnxNet, open_net
+from .measure.upscale import MEMORY_MB, Net, net_scale, upscale
 from .progress import Bar
-from .trainer import Diverged
-from .upscale import MEMORY_MB, Net, net_scale, upscale
+from .train.trainer import Diverged
 
 # %% auto #0
 __all__ = ['find_jobs', 'Tally', 'upscale_files', 'main']

@@ -16,22 +16,22 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 import torch
 from pydantic.fields import FieldInfo
 
-from .complexity import count_params
-from .config import DistillConfig, EvaluateConfig, TeacherConfig
 from .core import FakdError, find_path, nearest, places, portable
-from .figures import result_table
-from .foreign import load_any
-from .losses import LOSSES
-from .nets import NETS, make_net, parse_net
-from .onnx import export_onnx
+from .distil.loss import LOSSES
+from .look.figures import result_table
+from .measure.cost import count_params
+from .measure.onnx import export_onnx
+from .measure.upscale import net_scale
+from .nets.foreign import load_any
+from .nets.weights import read_state
+from .nets.zoo import NETS, make_net, parse_net
 from .pages import make_pages
 from .record import Run
-from .report import index_page
-from .scoring import evaluate_weights
+from .report.run import index_page
 from .settings import Config
-from .train import distill, train_teacher
-from .upscale import net_scale
-from .weights import read_state
+from .study.evaluation import evaluate_weights
+from .train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from .train.run import distill, train_teacher
 
 # %% auto #0
 __all__ = ['SHELLS', 'add_fields', 'settings_of', 'dashed', 'add_commands', 'Option', 'refuse', 'completion']

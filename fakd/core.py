@@ -9,7 +9,6 @@ import ast
 import difflib
 import errno
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -29,10 +28,10 @@ from PIL import Image
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['MOST_SPEC', 'PRECISIONS', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places',
-           'static', 'expand', 'find_path', 'portable', 'atomic_write', 'sweep', 'write_image', 'to_batch', 'quantise',
-           'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision', 'cpu_quota',
-           'set_threads', 'digest', 'code_digest']
+__all__ = ['MOST_SPEC', 'PRECISIONS', 'DECIDES', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home',
+           'places', 'static', 'expand', 'find_path', 'portable', 'atomic_write', 'sweep', 'write_image', 'to_batch',
+           'quantise', 'to_images', 'rng', 'torch_rng', 'choose_device', 'has_fast_bf16', 'choose_precision',
+           'cpu_quota', 'set_threads', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
@@ -161,7 +160,7 @@ def root() -> Path:
 def home() -> Path:
     "The folder whose `data` came with fakd: the clone that this package is part of, else the installed package."
     package = Path(str(resources.files("fakd"))).resolve()
-    return package.parent if _is_clone(package.parent) else package
+    return package.parent if _is_clone(package.parent) else package / "shipped"
 
 
 def places(
@@ -257,13 +256,6 @@ def sweep(
     "Remove what killed processes left half written."
     for path in [p for p in Path(folder).rglob("*") if _LEFT.fullmatch(p.name) and p.is_file()]:
         path.unlink(missing_ok=True)
-
-# %% ../nbs/00_core.ipynb #2fe29e08
-def __getattr__(name: str) -> Any:
-    "`read_image`, `list_images` and `IMAGE_SUFFIXES` of `fakd.images`."
-    if name in ("read_image", "list_images", "IMAGE_SUFFIXES"):
-        return getattr(importlib.import_module("fakd.images"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../nbs/00_core.ipynb #7bfbf7ec
 def write_image(
@@ -425,6 +417,17 @@ def _feed(hasher: Any, obj: Any) -> None:
     else:
         hasher.update(json.dumps(obj, sort_keys=True, ensure_ascii=True).encode() + b" ")
 
+# %% ../nbs/00_core.ipynb #55c9eb03
+DECIDES = (
+    "images",
+    "data.degrade", "data.pairs", "data.pairing", "data.sets", "data.screening",
+    "nets.blocks", "nets.rcan", "nets.edsr", "nets.san", "nets.value_range", "nets.zoo", "nets.weights", "nets.foreign",
+    "distil.taps", "distil.affinity", "distil.relations", "distil.features", "distil.images", "distil.upcycle",
+    "distil.loss",
+    "measure.metrics", "measure.upscale", "measure.onnx", "measure.evaluate",
+    "train.config", "train.teacher", "train.checkpoint", "train.resume", "train.trainer", "train.run",
+)  # fmt: skip
+
 # %% ../nbs/00_core.ipynb #d8d0f4c1
 def _without_prose(source: str) -> str:
     "A module as a syntax tree without docstrings and comments."
@@ -439,11 +442,8 @@ def _without_prose(source: str) -> str:
 
 
 def code_digest() -> str:
-    "Digest of the modules that decide a result: those whose notebook is numbered 10 to 65, and the reader of images."
-    parts = {}
-    for file in sorted(Path(str(resources.files("fakd"))).glob("*.py")):
-        source = file.read_text(encoding="utf-8")
-        match = re.search(r"File to edit: \S*?/(\d\d)_(\w+)\.ipynb", source)
-        if match and (match[2] == "images" or 10 <= int(match[1]) <= 65):
-            parts[file.stem] = _without_prose(source)
+    "Digest of the modules that decide a result, those of `DECIDES`."
+    package = Path(str(resources.files("fakd")))
+    files = {name: package.joinpath(*name.split(".")).with_suffix(".py") for name in DECIDES}
+    parts = {name: _without_prose(file.read_text(encoding="utf-8")) for name, file in files.items()}
     return digest({"python": platform.python_version_tuple()[:2], "modules": parts})

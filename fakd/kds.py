@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from .blocks import SCALES
 from .core import FakdError, Spec, atomic_write, choose_device, nearest, parse_spec, quantise
-from .losses import LOSSES, DistillLoss, check_spec
-from .losses_affinity import SA
-from .metrics import rgb_to_y
-from .nets import NETS
-from .taps import Taps, resolve_taps
-from .value_range import settle_range
-from .weights import save_weights
+from .distil.loss import LOSSES, DistillLoss, check_spec
+from .distil.relations import SA
+from .distil.taps import Taps, resolve_taps
+from .measure.metrics import rgb_to_y
+from .nets.blocks import SCALES
+from .nets.value_range import settle_range
+from .nets.weights import save_weights
+from .nets.zoo import NETS
 
 # %% auto #0
 __all__ = ['Status', 'KdsError', 'look', 'KdsSA', 'read_term', 'LossChoice', 'batch_psnr', 'KDS']

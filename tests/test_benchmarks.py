@@ -8,13 +8,13 @@ import pytest
 from fixtures import make_run_fixture
 from PIL import Image
 
-import fakd.benchmarks
-from fakd.benchmarks import SETS, found_benchmarks, image_set, image_sets, lr_source
-from fakd.config import DistillConfig, EvaluateConfig
+import fakd.data.sets
 from fakd.core import FakdError, write_image
-from fakd.degrade import degrade, modcrop
-from fakd.figures import scenes
+from fakd.data.degrade import degrade, modcrop
+from fakd.data.sets import SETS, found_benchmarks, image_set, image_sets, lr_source
+from fakd.look.figures import scenes
 from fakd.record import Row, summarise
+from fakd.train.config import DistillConfig, EvaluateConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the image sets in {DATA}")
@@ -27,9 +27,9 @@ def picture(seed, h=50, w=39):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     "An empty data folder; nothing else is searched."
-    monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fakd.data.pairs.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("FAKD_DATA", os.pathsep.join([str(tmp_path / "nowhere"), str(tmp_path / "data")]))
-    monkeypatch.setattr(fakd.benchmarks, "places", lambda path: [tmp_path / "project" / path])
+    monkeypatch.setattr(fakd.data.sets, "places", lambda path: [tmp_path / "project" / path])
     return tmp_path / "data"
 
 
@@ -74,7 +74,7 @@ def test_lr_files_are_read_where_they_are_and_made_where_not(data):
 def test_lr_images_of_a_benchmark_are_made_once(data, tmp_path, monkeypatch):
     fill_edsr(data / "Set5", NAMES5, scales=(4,))
     first = image_set("Set5").pairs(3)
-    monkeypatch.setattr("fakd.benchmarks.degrade", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("fakd.data.sets.degrade", lambda *_: pytest.fail("made again"))
     for one, other in zip(first, image_set("Set5").pairs(3), strict=True):
         np.testing.assert_array_equal(one.lr_img, other.lr_img)
     assert len(image_set("Set5").pairs(4)) == 5 and len(list((tmp_path / "cache" / "images").iterdir())) == 1

@@ -18,8 +18,8 @@ import fakd
 from fakd.cli import find_jobs, main, upscale_files
 from fakd.core import FakdError, write_image
 from fakd.images import Picture, read_image, read_picture, write_picture
-from fakd.nets import make_net
-from fakd.weights import save_weights
+from fakd.nets.weights import save_weights
+from fakd.nets.zoo import make_net
 
 RAMP = np.arange(9 * 7 * 4, dtype=np.uint8).reshape(9, 7, 4)
 DEEP = np.random.default_rng(0).integers(65536, size=(9, 7, 4), dtype=np.uint16)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from fakd.cli import main
-from fakd.config import DistillConfig, EvaluateConfig, TeacherConfig
 from fakd.images import Picture, write_picture
-from fakd.nets import make_net
+from fakd.nets.weights import save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Run
-from fakd.weights import save_weights
+from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 FAKD = [sys.executable, "-c", "import sys; from fakd.start import main; sys.exit(main())"]

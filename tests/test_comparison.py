@@ -15,22 +15,22 @@ from fixtures import make_run_fixture
 from torch import nn
 from torch.nn import functional as F
 
-from fakd.benchmarks import image_set
-from fakd.checkpoint import load_checkpoint
-from fakd.config import DistillConfig
 from fakd.core import FakdError, write_image
-from fakd.figures import result_table
+from fakd.data.pairs import Patches
+from fakd.data.sets import image_set
+from fakd.distil.loss import DistillLoss
+from fakd.distil.taps import Taps
 from fakd.images import read_image
-from fakd.losses import DistillLoss
-from fakd.metrics import psnr_y
-from fakd.nets import make_net
-from fakd.pairs import Patches
+from fakd.look.figures import result_table
+from fakd.measure.metrics import psnr_y
+from fakd.nets.weights import load_net, save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Row, gains, summarise, write_record
-from fakd.taps import Taps
-from fakd.teacher import Teacher
-from fakd.train import fit, prepare, score
-from fakd.trainer import Diverged, History, Saver, Snapshots, Trainer, restore, train_step
-from fakd.weights import load_net, save_weights
+from fakd.train.checkpoint import load_checkpoint
+from fakd.train.config import DistillConfig
+from fakd.train.run import fit, prepare, score
+from fakd.train.teacher import Teacher
+from fakd.train.trainer import Diverged, History, Saver, Snapshots, Trainer, restore, train_step
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 TEACHER = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
@@ -192,7 +192,7 @@ def test_both_students_start_from_the_same_weights_and_see_the_same_batches(fold
 
     original = Trainer.__init__
     monkeypatch.setattr(Trainer, "__init__", watched)
-    monkeypatch.setattr("fakd.trainer.train_step", seen)
+    monkeypatch.setattr("fakd.train.trainer.train_step", seen)
     setup = prepare(DistillConfig(**settings(folder, steps=3, out_dir=str(tmp_path))))
     fit(setup, distil=False)
     fit(setup)
@@ -384,7 +384,7 @@ def test_the_time_of_a_training_is_that_of_its_steps_without_looking(ready, monk
         def on_step(self, t):
             now[0] += 100.0
 
-    monkeypatch.setattr("fakd.trainer.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("fakd.train.trainer.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     short = ready.config.model_copy(update={"steps": 4})
     t = Trainer(make_net(STUDENT, 2, seed=SEED), Slow("DS"), Patches(ready.images, 2, 12, SEED), short,
                 watchers=[Look()])

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from skimage import data as samples
 
-import fakd.train
-import fakd.trainer
-from fakd.checkpoint import before, load_checkpoint, load_run, save_checkpoint
-from fakd.config import DistillConfig, TeacherConfig
+import fakd.train.run
+import fakd.train.trainer
 from fakd.core import FakdError
 from fakd.files import read_arrays
-from fakd.nets import make_net
-from fakd.train import distill, finish, fit, prepare, score, train_teacher
-from fakd.trainer import Diverged
-from fakd.weights import read_state, save_weights
+from fakd.nets.weights import read_state, save_weights
+from fakd.nets.zoo import make_net
+from fakd.train.checkpoint import before, load_checkpoint, load_run, save_checkpoint
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.run import distill, finish, fit, prepare, score, train_teacher
+from fakd.train.trainer import Diverged
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 WIDE = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
@@ -39,8 +39,8 @@ def picture(path, top):
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     "Parameters of a run of seconds, with images and a teacher of its own; one small crop is looked at for the curve."
-    real = fakd.train.middles
-    monkeypatch.setattr(fakd.train, "middles", lambda images, side: real(images[:1], 24))
+    real = fakd.train.run.middles
+    monkeypatch.setattr(fakd.train.run, "middles", lambda images, side: real(images[:1], 24))
     picture(tmp_path / "own/1.png", 40)
     picture(tmp_path / "test/1.png", 300)
     save_weights(make_net(WIDE, 2, seed=5), tmp_path / "teacher.safetensors")
@@ -52,7 +52,7 @@ def asked(tmp_path, monkeypatch):
 @pytest.fixture
 def after_step(monkeypatch):
     "Do something to a trainer after its update number n."
-    real = fakd.trainer.train_step
+    real = fakd.train.trainer.train_step
 
     def install(n, do):
         def step(t, *batch):
@@ -60,9 +60,9 @@ def after_step(monkeypatch):
             if t.step == n:
                 do(t)
 
-        monkeypatch.setattr(fakd.trainer, "train_step", step)
+        monkeypatch.setattr(fakd.train.trainer, "train_step", step)
 
-    install.off = lambda: monkeypatch.setattr(fakd.trainer, "train_step", real)
+    install.off = lambda: monkeypatch.setattr(fakd.train.trainer, "train_step", real)
     return install
 
 
@@ -111,7 +111,7 @@ def other_teacher(asked, monkeypatch):
 
 
 def other_code(asked, monkeypatch):
-    monkeypatch.setattr("fakd.train.code_digest", lambda: "f" * 64)
+    monkeypatch.setattr("fakd.train.run.code_digest", lambda: "f" * 64)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -247,7 +247,7 @@ def test_damage_of_the_kept_snapshots_is_found_before_the_run_goes_on(asked, aft
     path = folder / "snapshots/progress-distilled.npz"
     whole, dice, found = path.read_bytes(), random.Random(4), 0
     setup = prepare(DistillConfig(**asked))
-    (watcher,) = fakd.train._snapshots(setup, "distilled")
+    (watcher,) = fakd.train.run._snapshots(setup, "distilled")
     trainer = type("T", (), {"step": 5})()
     watcher.on_start(trainer)
     seen = str(watcher.seen)
@@ -336,7 +336,7 @@ def no_training(monkeypatch):
         def step(*_):
             raise AssertionError("a step was trained")
 
-        monkeypatch.setattr(fakd.trainer, "train_step", step)
+        monkeypatch.setattr(fakd.train.trainer, "train_step", step)
 
     return refuse
 

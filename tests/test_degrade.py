@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakd.core import FakdError, write_image
-from fakd.degrade import degrade, degrade_folder, imresize, modcrop
+from fakd.data.degrade import degrade, degrade_folder, imresize, modcrop
 from fakd.images import list_images, read_image
 
 SETS = Path(__file__).parents[2] / "shared" / "data" / "benchmark"

@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from fakd import download
 from fakd.cli import main
 from fakd.core import FakdError, write_image
-from fakd.degrade import degrade
-from fakd.download import Archive, data_get, data_list, data_verify, fetch, unpack
+from fakd.data import download
+from fakd.data.degrade import degrade
+from fakd.data.download import Archive, data_get, data_list, data_verify, fetch, unpack
 
 NAMES = ("baby", "bird", "butterfly", "head", "woman")
 
@@ -75,8 +75,8 @@ def server(monkeypatch):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKD_DATA", str(tmp_path / "sets"))
-    monkeypatch.setattr("fakd.benchmarks.places", lambda path: [tmp_path / "project" / path])
-    monkeypatch.setattr("fakd.download.root", lambda: tmp_path / "project")
+    monkeypatch.setattr("fakd.data.sets.places", lambda path: [tmp_path / "project" / path])
+    monkeypatch.setattr("fakd.data.download.root", lambda: tmp_path / "project")
     return tmp_path / "sets"
 
 

@@ -6,12 +6,12 @@ from statistics import mean
 import pytest
 import torch
 
-from fakd.config import PRESETS, DistillConfig
 from fakd.core import FakdError
-from fakd.nets import make_net
+from fakd.nets.weights import read_state, save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import read_record
-from fakd.train import distill, equal_time_steps, fit, prepare
-from fakd.weights import read_state, save_weights
+from fakd.train.config import PRESETS, DistillConfig
+from fakd.train.run import distill, equal_time_steps, fit, prepare
 
 
 @pytest.fixture

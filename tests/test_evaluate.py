@@ -11,18 +11,18 @@ import torch
 from fixtures import STUDENT, make_run_fixture
 from torch import nn
 
-from fakd.benchmarks import image_set
-from fakd.config import EvaluateConfig
 from fakd.core import FakdError, write_image
-from fakd.degrade import imresize
-from fakd.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
-from fakd.evaluate_report import evaluation_finding
+from fakd.data.degrade import imresize
+from fakd.data.sets import image_set
 from fakd.images import read_image
-from fakd.metrics import luma_pair, luma_scores, psnr_y
-from fakd.nets import make_net
+from fakd.measure.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
+from fakd.measure.metrics import luma_pair, luma_scores, psnr_y
+from fakd.nets.weights import load_net, save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Row, summarise
-from fakd.scoring import Way, measure_scores, prepare_evaluation
-from fakd.weights import load_net, save_weights
+from fakd.report.evaluation import evaluation_finding
+from fakd.study.evaluation import Way, measure_scores, prepare_evaluation
+from fakd.train.config import EvaluateConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"

@@ -15,11 +15,11 @@ import skimage.data
 import torch
 from PIL import Image
 
-from fakd.affinity import affinity_row
-from fakd.affinity_views import progress_view, read_affinity, read_progress
-from fakd.benchmarks import image_set
 from fakd.core import FakdError, write_image
-from fakd.explorer import (
+from fakd.data.sets import image_set
+from fakd.distil.affinity import affinity_row
+from fakd.look.affinity import progress_view, read_affinity, read_progress
+from fakd.look.explorer import (
     SHIPPED,
     TOPS,
     ExploreConfig,
@@ -32,11 +32,11 @@ from fakd.explorer import (
     save_explorer,
     still_picture,
 )
-from fakd.nets import make_net
+from fakd.nets.weights import load_net
+from fakd.nets.zoo import make_net
 from fakd.record import Run
-from fakd.report import run_page
-from fakd.train import distill, train_teacher
-from fakd.weights import load_net
+from fakd.report.run import run_page
+from fakd.train.run import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats={},reduction=4)"
@@ -326,9 +326,9 @@ def test_the_notebook_opens_the_shipped_networks_and_any_run(runs: tuple[Run, Ru
 
 def test_no_other_module_needs_anywidget() -> None:
     "Machines without a notebook can train."
-    names = sorted(p.stem for p in (ROOT / "fakd").glob("[!_]*.py") if p.stem != "explorer")
-    code = ("import importlib, sys; sys.modules['anywidget'] = None\n"
-            f"[importlib.import_module('fakd.' + name) for name in {names}]")
+    files = [p.relative_to(ROOT).with_suffix("") for p in sorted((ROOT / "fakd").rglob("[!_]*.py"))]
+    names = [".".join(file.parts) for file in files if file.name != "explorer"]
+    code = f"import importlib, sys; sys.modules['anywidget'] = None; [importlib.import_module(n) for n in {names}]"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -30,11 +30,11 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell
 from PIL import Image
 
-from fakd.affinity import affinity_row
-from fakd.affinity_views import AffinityProgress
 from fakd.core import write_image
-from fakd.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer, still_picture
-from fakd.nets import make_net
+from fakd.distil.affinity import affinity_row
+from fakd.look.affinity import AffinityProgress
+from fakd.look.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer, still_picture
+from fakd.nets.zoo import make_net
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")

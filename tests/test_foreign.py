@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakd.benchmarks import image_set
-from fakd.config import DistillConfig
 from fakd.core import FakdError
-from fakd.evaluate import evaluate
-from fakd.foreign import _spandrel, load_any
+from fakd.data.sets import image_set
+from fakd.measure.evaluate import evaluate
+from fakd.nets.foreign import _spandrel, load_any
 from fakd.record import summarise
-from fakd.report import run_page
-from fakd.train import distill, prepare
+from fakd.report.run import run_page
+from fakd.train.config import DistillConfig
+from fakd.train.run import distill, prepare
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights"

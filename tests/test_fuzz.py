@@ -29,19 +29,19 @@ from fixtures import make_run_fixture
 from PIL import Image
 from safetensors.torch import save
 
-from fakd.affinity_views import AffinityRows, read_affinity, read_progress
-from fakd.benchmarks import image_set
-from fakd.checkpoint import load_run, save_checkpoint
-from fakd.config import DistillConfig, EvaluateConfig, TeacherConfig, find_weights, learn_rate_at
 from fakd.core import FakdError, parse_spec
-from fakd.download import unpack
-from fakd.foreign import load_any
+from fakd.data.download import unpack
+from fakd.data.pairs import ImageCache, ImagePair, Patches
+from fakd.data.sets import image_set
+from fakd.distil.loss import DistillLoss, check_spec
 from fakd.images import image_size, read_image
-from fakd.losses import DistillLoss, check_spec
-from fakd.nets import make_net, net_spec, parse_net
-from fakd.pairs import ImageCache, ImagePair, Patches
+from fakd.look.affinity import AffinityRows, read_affinity, read_progress
+from fakd.nets.foreign import load_any
+from fakd.nets.zoo import make_net, net_spec, parse_net
 from fakd.record import Run, find_runs, read_history, read_record
-from fakd.trainer import Trainer, restore, trainer_state
+from fakd.train.checkpoint import load_run, save_checkpoint
+from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig, find_weights, learn_rate_at
+from fakd.train.trainer import Trainer, restore, trainer_state
 
 COUNT = int(os.environ.get("FAKD_FUZZ", 2000))
 SEED = int(os.environ.get("FAKD_FUZZ_SEED", 0))
@@ -243,7 +243,7 @@ def shaken_zip(data: bytes, draw: random.Random) -> bytes:
 def onnx_doors(folder: Path) -> list[Door]:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from fakd.onnx import OnnxNet
+    from fakd.measure.onnx import OnnxNet
 
     h, floats = onnx.helper, onnx.TensorProto.FLOAT
     weights = [onnx.numpy_helper.from_array(np.full((12, 3, 3, 3), 0.01, np.float32), "w"),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fakd.losses import DistillLoss
-from fakd.nets import NETS
-from fakd.taps import Taps, tap_shapes
-from fakd.trainer import make_optimiser
-from fakd.weights import fit_state, load_net
+from fakd.distil.loss import DistillLoss
+from fakd.distil.taps import Taps, tap_shapes
+from fakd.nets.weights import fit_state, load_net
+from fakd.nets.zoo import NETS
+from fakd.train.trainer import make_optimiser
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden"

@@ -13,17 +13,17 @@ import torch
 from fixtures import make_run_fixture
 from safetensors.torch import save_file
 
-from fakd.affinity_views import read_affinity, read_progress
-from fakd.benchmarks import image_set
-from fakd.config import DistillConfig, EvaluateConfig, find_weights
 from fakd.core import FakdError, parse_spec
-from fakd.explorer import ExploreConfig
-from fakd.foreign import load_any
-from fakd.nets import make_net
-from fakd.onnx import OnnxNet
+from fakd.data.sets import image_set
+from fakd.look.affinity import read_affinity, read_progress
+from fakd.look.explorer import ExploreConfig
+from fakd.measure.onnx import OnnxNet
+from fakd.nets.foreign import load_any
+from fakd.nets.weights import load_net, read_state, save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Run, find_runs, read_history, read_record
-from fakd.scoring import prepare_evaluation
-from fakd.weights import load_net, read_state, save_weights
+from fakd.study.evaluation import prepare_evaluation
+from fakd.train.config import DistillConfig, EvaluateConfig, find_weights
 
 SPEC = "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)"
 

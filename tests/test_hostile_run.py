@@ -11,11 +11,11 @@ import skimage.data
 from fixtures import make_run_fixture
 
 from fakd.core import write_image
-from fakd.evaluate_report import evaluation_page
-from fakd.figures import crop_figure, curve_figure, gain_figure, pareto_figure
+from fakd.look.figures import crop_figure, curve_figure, gain_figure, pareto_figure
 from fakd.record import Row, Run, summarise
-from fakd.report import index_page, run_page
-from fakd.scoring import Way
+from fakd.report.evaluation import evaluation_page
+from fakd.report.run import index_page, run_page
+from fakd.study.evaluation import Way
 
 EVIL = "'\"><script>window.pwned=1</script><img src=x onerror=window.pwned=1><!--{{7*7}}--></style></svg>javascript:1"
 ODD = ["$\\frac{1}{", "$x$", "a_b^c", "line\nbreak\ttab", "\U0001f600 \u202e\u0645", "x" * 300, "-->", "=1+2", "%s{}"]

@@ -94,7 +94,7 @@ def test_eps_hidden_in_a_png_starts_no_program(tmp_path, monkeypatch):
 
 
 def test_every_opening_by_pillow_names_its_formats():
-    sources = [p for p in (Path(__file__).parents[1] / "fakd").glob("*.py") if "Image.open(" in p.read_text()]
+    sources = [p for p in (Path(__file__).parents[1] / "fakd").rglob("*.py") if "Image.open(" in p.read_text()]
     assert [p.name for p in sources] == ["images.py"]
     assert all("formats=" in call for call in re.findall(r"Image\.open\([^\n]*", sources[0].read_text()))
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fakd.core import FakdError, root
+from fakd.distil.loss import LOSSES
+from fakd.distil.taps import Taps
 from fakd.kds import KDS, KdsError
-from fakd.losses import LOSSES
-from fakd.nets import NETS, make_net
-from fakd.taps import Taps
-from fakd.value_range import probe_images
-from fakd.weights import fit_state, load_net
+from fakd.nets.value_range import probe_images
+from fakd.nets.weights import fit_state, load_net
+from fakd.nets.zoo import NETS, make_net
 
 ROOT = Path(__file__).parents[1]
 CASES = ["cleared_gradients", "cleared_no_SA", "as_published"]

@@ -9,18 +9,27 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.affinity import pairs_l1, spatial_affinity, unit_maps
-from fakd.config import DistillConfig
 from fakd.core import FakdError, torch_rng
-from fakd.degrade import imresize
-from fakd.losses import KINDS, LOSSES, DistillLoss, check_spec, loss_memory, loss_table, measure_losses, refuse_idle
-from fakd.losses_affinity import RBF
-from fakd.losses_feature import MGD
-from fakd.losses_image import VGG19, bicubic, features_of, vgg_features
-from fakd.taps import Taps
-from fakd.train import prepare
-from fakd.trainer import make_optimiser
-from fakd.upcycle import Upcycle
+from fakd.data.degrade import imresize
+from fakd.distil.affinity import pairs_l1, spatial_affinity, unit_maps
+from fakd.distil.features import MGD
+from fakd.distil.images import VGG19, bicubic, features_of, vgg_features
+from fakd.distil.loss import (
+    KINDS,
+    LOSSES,
+    DistillLoss,
+    check_spec,
+    loss_memory,
+    loss_table,
+    measure_losses,
+    refuse_idle,
+)
+from fakd.distil.relations import RBF
+from fakd.distil.taps import Taps
+from fakd.distil.upcycle import Upcycle
+from fakd.train.config import DistillConfig
+from fakd.train.run import prepare
+from fakd.train.trainer import make_optimiser
 
 # The authors' values: inputs and values are in the repository, gradients only beside the developers' checkout.
 

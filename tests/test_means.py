@@ -10,9 +10,14 @@ import skimage.data
 from fixtures import make_run_fixture
 from torch import nn
 
-from fakd.cards import card
 from fakd.core import FakdError, write_image
-from fakd.evaluate_report import (
+from fakd.data.pairs import ImagePair
+from fakd.look.figures import result_table
+from fakd.nets.weights import save_weights
+from fakd.nets.zoo import make_net
+from fakd.record import Row, Run, compare_sets, gains, left_out, read_record, summarise
+from fakd.report.cards import card
+from fakd.report.evaluation import (
     evaluation_finding,
     evaluation_page,
     mean_tables,
@@ -20,16 +25,11 @@ from fakd.evaluate_report import (
     published_tables,
     variant_tables,
 )
-from fakd.figures import result_table
-from fakd.findings import finding
-from fakd.nets import make_net
-from fakd.pairs import ImagePair
-from fakd.record import Row, Run, compare_sets, gains, left_out, read_record, summarise
-from fakd.report import run_page
-from fakd.scoring import Way, evaluate_weights
-from fakd.train import _last, held_out_psnr
-from fakd.trainer import Diverged
-from fakd.weights import save_weights
+from fakd.report.finding import finding
+from fakd.report.run import run_page
+from fakd.study.evaluation import Way, evaluate_weights
+from fakd.train.run import _last, held_out_psnr
+from fakd.train.trainer import Diverged
 
 INF, NAN = math.inf, math.nan
 NET = {"network": "edsr", "spec": "edsr()", "scale": 4, "params": 1, "macs": 1, "macs_input": [48, 48],
@@ -181,8 +181,8 @@ def test_perception_is_averaged_over_what_every_method_has(tmp_path):
 
 
 def test_an_exact_crop_is_the_best_one_and_a_nan_is_not(evaluated):
-    from fakd.evaluate_report import _comparison
-    from fakd.figures import Scene, cut_crops
+    from fakd.look.figures import Scene, cut_crops
+    from fakd.report.evaluation import _comparison
 
     img = skimage.data.chelsea()[:64, :64]
     versions = {name: img for name in ("hr", "bicubic", "a", "b", "c")}

@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 
 from fakd.core import FakdError
 from fakd.images import list_images, read_image
-from fakd.metrics import (
+from fakd.measure.metrics import (
     _learned,
     _stages,
     dists,
@@ -243,7 +243,7 @@ def test_lpips_equals_torchmetrics(kind, backbones, monkeypatch):
 
 
 def test_without_the_extra_it_is_named(backbones, monkeypatch):
-    monkeypatch.setattr("fakd.metrics.find_spec", lambda _: None)
+    monkeypatch.setattr("fakd.measure.metrics.find_spec", lambda _: None)
     _learned.cache_clear()
     with pytest.raises(FakdError, match=r"pip install fakd\[metrics\]"):
         lpips(*pictures(), backbones / "alex.pth")

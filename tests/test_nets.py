@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fakd.complexity import count_macs, count_params
-from fakd.edsr import EDSR
-from fakd.nets import NETS, make_net, net_spec
-from fakd.san import SAN, NonLocal, QuadrantNonLocal, SecondOrderAttention, covariance, matrix_sqrt
-from fakd.taps import Taps, tap_shapes
-from fakd.weights import load_net, save_weights
+from fakd.distil.taps import Taps, tap_shapes
+from fakd.measure.cost import count_macs, count_params
+from fakd.nets.edsr import EDSR
+from fakd.nets.san import SAN, NonLocal, QuadrantNonLocal, SecondOrderAttention, covariance, matrix_sqrt
+from fakd.nets.weights import load_net, save_weights
+from fakd.nets.zoo import NETS, make_net, net_spec
 
 SCALES = (2, 3, 4, 8)
 by_network = pytest.mark.parametrize("name", NETS)

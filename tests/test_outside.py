@@ -49,9 +49,9 @@ def python(code: str, installed: Path, cwd: Path) -> subprocess.CompletedProcess
 def test_a_package_distils_evaluates_and_reports_in_any_folder(installed, elsewhere):
     done = python(f"""
 import fakd
-from fakd.evaluate_report import published_tables
-from fakd.scoring import evaluate_weights
-from fakd.train import distill
+from fakd.report.evaluation import published_tables
+from fakd.study.evaluation import evaluate_weights
+from fakd.train.run import distill
 print(fakd.__file__)
 run = distill({SIZES}, benchmarks="sample-eval")
 run = evaluate_weights(weights=f"{{run.dir}}+data/weights/student-x4-plain.safetensors", repeats=0, out_dir="scores",
@@ -77,5 +77,5 @@ published_tables(run.record)
 
 def test_the_published_numbers_of_the_wheel_are_those_of_the_clone(installed):
     for name in ("published/fakd_table.csv", "published/bicubic.csv", "weights/rcan-mini-x3.safetensors"):
-        assert (installed / "fakd/data" / name).read_bytes() == (ROOT / "data" / name).read_bytes()
-    assert not [p for p in (installed / "fakd/data").rglob("*") if p.name.startswith(".")]
+        assert (installed / "fakd/shipped/data" / name).read_bytes() == (ROOT / "data" / name).read_bytes()
+    assert not [p for p in (installed / "fakd/shipped/data").rglob("*") if p.name.startswith(".")]

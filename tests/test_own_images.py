@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import skimage.data
 
-from fakd.affinity_views import read_affinity, read_progress
-from fakd.benchmarks import image_set, one_pair
-from fakd.config import DistillConfig
 from fakd.core import FakdError, write_image
-from fakd.figures import scenes
-from fakd.nets import make_net
+from fakd.data.sets import image_set, one_pair
+from fakd.look.affinity import read_affinity, read_progress
+from fakd.look.figures import scenes
+from fakd.nets.weights import save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Run
-from fakd.report import run_page
-from fakd.train import _looked_at, finish, fit, prepare, score
-from fakd.weights import save_weights
+from fakd.report.run import run_page
+from fakd.train.config import DistillConfig
+from fakd.train.run import _looked_at, finish, fit, prepare, score
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.config import DistillConfig
 from fakd.core import FakdError
-from fakd.nets import make_net
-from fakd.onnx import OnnxNet, export_onnx
-from fakd.scoring import evaluate_weights
-from fakd.train import distill, prepare
-from fakd.upscale import upscale
-from fakd.weights import MisfitError, load_weights, save_weights
+from fakd.measure.onnx import OnnxNet, export_onnx
+from fakd.measure.upscale import upscale
+from fakd.nets.weights import MisfitError, load_weights, save_weights
+from fakd.nets.zoo import make_net
+from fakd.study.evaluation import evaluate_weights
+from fakd.train.config import DistillConfig
+from fakd.train.run import distill, prepare
 
 SMALL = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

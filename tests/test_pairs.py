@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from fakd.benchmarks import image_set
 from fakd.core import FakdError, write_image
-from fakd.pairs import ImageCache, ImagePair, Patches, cached_pairs, prefetch
+from fakd.data.pairs import ImageCache, ImagePair, Patches, cached_pairs, prefetch
+from fakd.data.sets import image_set
 
 
 def coordinates(name, h, w, scale, mark=0):
@@ -91,7 +91,7 @@ def test_sample_numbers_do_not_depend_on_batch_size_or_ranks(patches):
 
 
 def test_another_process_draws_the_same():
-    program = ("import numpy as np; from fakd.pairs import ImagePair, Patches; from fakd.core import digest;"
+    program = ("import numpy as np; from fakd.data.pairs import ImagePair, Patches; from fakd.core import digest;"
                "hr = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8);"
                "print(digest(list(Patches([ImagePair('a', hr, hr[::2, ::2].copy())], 2, 8, 1).batch(7, 5))))")
     outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
@@ -221,7 +221,7 @@ def test_building_holds_only_a_few_images_in_memory(tmp_path):
 
 
 def test_a_large_set_comes_from_the_cache_and_follows_its_content(tmp_path, monkeypatch):
-    monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fakd.data.pairs.cache_dir", lambda: tmp_path / "cache")
     for i in range(3):
         write_image(tmp_path / "set" / f"{i}.png", numbered(i).hr_img)
     images = image_set(tmp_path / "set")

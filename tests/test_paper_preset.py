@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fakd.benchmarks import image_set
-from fakd.config import PRESETS, DistillConfig, TeacherConfig, learn_rate_at, str_net
 from fakd.core import FakdError, parse_spec, write_image
-from fakd.losses import DistillLoss
-from fakd.nets import NETS, make_net
-from fakd.pairs import Patches
-from fakd.taps import resolve_taps, tap_shapes
-from fakd.teacher import Teacher
-from fakd.train import prepare
-from fakd.trainer import Trainer
-from fakd.weights import save_weights
+from fakd.data.pairs import Patches
+from fakd.data.sets import image_set
+from fakd.distil.loss import DistillLoss
+from fakd.distil.taps import resolve_taps, tap_shapes
+from fakd.nets.weights import save_weights
+from fakd.nets.zoo import NETS, make_net
+from fakd.train.config import PRESETS, DistillConfig, TeacherConfig, learn_rate_at, str_net
+from fakd.train.run import prepare
+from fakd.train.teacher import Teacher
+from fakd.train.trainer import Trainer
 
 SCALES = (2, 3, 4, 8)
 RECIPE = {

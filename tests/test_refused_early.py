@@ -3,9 +3,9 @@ import unittest.mock
 
 import pytest
 
-from fakd.config import DistillConfig, EvaluateConfig, TeacherConfig
 from fakd.core import FakdError
-from fakd.train import distill, prepare
+from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from fakd.train.run import distill, prepare
 
 SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", "steps": 2, "batch_size": 2,
          "patch_px": 16, "benchmarks": "sample-eval", "precision": "fp32", "device": "cpu"}
@@ -50,8 +50,8 @@ def test_a_home_folder_is_the_users(tmp_path, monkeypatch):
 
 
 def test_names_of_any_length_make_a_folder(tmp_path):
-    from fakd.nets import make_net
-    from fakd.weights import save_weights
+    from fakd.nets.weights import save_weights
+    from fakd.nets.zoo import make_net
 
     path = tmp_path / f"{'student-' * 29}.safetensors"
     save_weights(make_net(SMALL["student"], 4, seed=1), path)

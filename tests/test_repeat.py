@@ -10,8 +10,8 @@ from fixtures import make_run_fixture
 from papermill import cli
 from papermill.translators import PythonTranslator
 
-from fakd.config import DistillConfig, EvaluateConfig, TeacherConfig, parameters
-from fakd.repeat import repetition
+from fakd.report.repeat import repetition
+from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig, parameters
 
 CONFIGS = {"distill": DistillConfig, "teacher": TeacherConfig, "evaluate": EvaluateConfig}
 GIVEN = [

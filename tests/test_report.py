@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fixtures import make_run_fixture
 
-from fakd.findings import finding
 from fakd.record import Row, Run, summarise, write_record
-from fakd.report import index_page, run_page
+from fakd.report.finding import finding
+from fakd.report.run import index_page, run_page
 
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from fakd.config import DistillConfig
 from fakd.core import FakdError
-from fakd.nets import make_net
+from fakd.nets.weights import read_state, save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Run
-from fakd.train import distill, fit, prepare
-from fakd.weights import read_state, save_weights
+from fakd.train.config import DistillConfig
+from fakd.train.run import distill, fit, prepare
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 
@@ -31,7 +31,7 @@ def small(tmp_path_factory):
 
 def start(parameters, out_dir):
     "The run in a process of its own, on one thread."
-    code = f"from fakd.train import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
+    code = f"from fakd.train.run import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=one_thread, stderr=subprocess.PIPE, text=True)
 
@@ -99,7 +99,7 @@ def test_resuming_with_changed_settings_is_refused_and_more_steps_are_allowed(sm
 
 
 def test_a_diverging_run_fails_with_a_record_and_keeps_its_checkpoint(small, tmp_path):
-    from fakd.trainer import Diverged
+    from fakd.train.trainer import Diverged
 
     with pytest.raises(Diverged, match=r"plain, step \d+: DS is (nan|inf)"):
         distill(**small | {"out_dir": str(tmp_path / "runs"), "learn_rate": 1e12, "schedule": "constant"})

@@ -68,18 +68,22 @@ class Notebook:
         self.code = [c for c in self.cells if c.kind == "code"]
         self.exported = [c for c in self.code if c.exported]
         self.is_run = self.name.startswith(("run_", "explore_"))
-        numbered = re.fullmatch(r"(\d\d)_(\w+)", self.name)
+        numbered = re.fullmatch(r"(\d\d)_([\w.]+)", self.name)
         self.module = numbered[2] if numbered else None
 
 
 NOTEBOOKS = [Notebook(p) for p in sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))]
 RUNS = [nb for nb in NOTEBOOKS if nb.is_run]
 LIBRARY = [nb for nb in NOTEBOOKS if nb.module]
-MODULES = {p.stem: p.read_text(encoding="utf-8") for p in sorted((ROOT / "fakd").glob("[!_]*.py"))}
+MODULES = {
+    ".".join(p.relative_to(ROOT / "fakd").with_suffix("").parts): p.read_text(encoding="utf-8")
+    for p in sorted((ROOT / "fakd").rglob("[!_]*.py"))
+}
+WINGS = {"data": 1, "nets": 2, "distil": 3, "measure": 4, "look": 5, "train": 6, "report": 7, "study": 8}
 NUMBERS = {
     name: int(match[1])
     for name, text in MODULES.items()
-    if (match := re.search(r"File to edit: \S*/(\d\d)_\w+\.ipynb", text))
+    if (match := re.search(r"File to edit: \S*/(\d\d)_[\w.]+\.ipynb", text))
 }
 SETTINGS = configparser.ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
@@ -113,27 +117,33 @@ def test_every_notebook_says_in_its_first_cell_what_it_is():
     none([nb.name for nb in NOTEBOOKS if not re.match(r"# .+\n\n?> .+", nb.title)])
 
 
-def _imported(tree: ast.Module) -> set[str]:
-    "The modules of fakd that a module imports, anywhere in it."
+def _imported(name: str, tree: ast.Module) -> set[str]:
+    "The modules of fakd that the module `name` imports, anywhere in it."
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("fakd.")}
-        elif isinstance(node, ast.ImportFrom):
-            base = (node.module or "").split(".")
-            if node.level == 1 or base[0] == "fakd":
-                path = base if node.level == 1 else base[1:]
-                found |= {path[0]} if path and path[0] else {a.name for a in node.names}
+            found |= {a.name.removeprefix("fakd.") for a in node.names if a.name.startswith("fakd.")}
+        elif isinstance(node, ast.ImportFrom) and (node.level or re.match(r"fakd\b", node.module or "")):
+            above = ["fakd", *name.split(".")][: -node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])]).removeprefix("fakd").removeprefix(".")
+            found |= {base} if base in MODULES else {f"{base}.{a.name}".removeprefix(".") for a in node.names}
     return found
 
 
 def test_imports_go_to_lower_numbers_only():
     faults = []
     for name, text in MODULES.items():
-        for other in sorted(_imported(ast.parse(text))):
+        for other in sorted(_imported(name, ast.parse(text))):
             if NUMBERS.get(other, 100) >= NUMBERS.get(name, 0):
                 faults.append(f"{NUMBERS.get(name)} {name} imports {NUMBERS.get(other)} {other}")
     none(faults)
+
+
+def test_the_number_of_a_notebook_is_in_the_ten_of_its_wing():
+    "Ground 00 to 09, then one ten a wing, doors from 90: a wing imports only wings below it."
+    wings = {nb.name: nb.module.partition(".")[0] if "." in nb.module else "" for nb in LIBRARY if nb.module}
+    tens = {name: int(name[:2]) // 10 for name in wings}
+    none([name for name, wing in wings.items() if (tens[name] not in (0, 9) if not wing else tens[name] != WINGS[wing])])
 
 
 def test_modules_import_in_their_first_exported_cell():
@@ -263,7 +273,7 @@ def test_parameters_are_the_fields_and_defaults_of_the_config(kind):
     notebooks = [nb for nb in RUNS if nb.name == f"run_{kind}"]
     if not notebooks:
         pytest.skip(f"there is no nbs/run_{kind}.ipynb yet")
-    config = getattr(importlib.import_module("fakd.config"), f"{kind.title()}Config")
+    config = getattr(importlib.import_module("fakd.train.config"), f"{kind.title()}Config")
     given: dict[str, Any] = {}
     for cell in _parameters(notebooks[0]):
         exec(compile("from __future__ import annotations\n" + cell.source, cell.place, "exec"), given)

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 
 from fakd.core import static
-from fakd.nets import make_net
+from fakd.nets.weights import save_weights
+from fakd.nets.zoo import make_net
 from fakd.record import Run
-from fakd.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PAPERMILL = Path(sys.executable).parent / "papermill"

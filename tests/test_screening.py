@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from fakd.benchmarks import image_set, image_sets
-from fakd.config import DistillConfig, EvaluateConfig
 from fakd.core import FakdError, write_image
-from fakd.degrade import imresize
+from fakd.data.degrade import imresize
+from fakd.data.screening import check_set, data_use, screen
+from fakd.data.sets import image_set, image_sets
 from fakd.images import read_image
-from fakd.report import run_page
-from fakd.scoring import prepare_evaluation
-from fakd.screening import check_set, data_use, screen
-from fakd.train import finish, fit, prepare, score
+from fakd.report.run import run_page
+from fakd.study.evaluation import prepare_evaluation
+from fakd.train.config import DistillConfig, EvaluateConfig
+from fakd.train.run import finish, fit, prepare, score
 
 TINY = {"student": "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)", "loss": "DS", "steps": 1, "batch_size": 2,
         "patch_px": 16, "precision": "fp32"}
@@ -25,8 +25,8 @@ VIEWS = [lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x.swapaxes(0, 1), la
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    monkeypatch.setattr("fakd.screening.cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr("fakd.pairs.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fakd.data.screening.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fakd.data.pairs.cache_dir", lambda: tmp_path / "cache")
 
 
 @pytest.fixture

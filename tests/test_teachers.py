@@ -11,21 +11,21 @@ import skimage.data
 import torch
 from torch import nn
 
-from fakd.config import DistillConfig
 from fakd.core import FakdError, find_path, static, write_image
-from fakd.evaluate import evaluate
-from fakd.figures import result_table
-from fakd.findings import finding
-from fakd.foreign import as_net
-from fakd.losses import DistillLoss
-from fakd.nets import NETS, make_net, net_spec
+from fakd.distil.loss import DistillLoss
+from fakd.distil.taps import find_places, suggest_taps, tap_shapes
+from fakd.look.figures import result_table
+from fakd.measure.evaluate import evaluate
+from fakd.nets.foreign import as_net
+from fakd.nets.weights import load_net, read_state, save_weights
+from fakd.nets.zoo import NETS, make_net, net_spec
 from fakd.record import summarise
-from fakd.report import run_page
-from fakd.taps import find_places, suggest_taps, tap_shapes
-from fakd.teacher import Teacher, Teachers
-from fakd.train import distill, fit, loss_needs, prepare, train_teacher
-from fakd.trainer import Progress
-from fakd.weights import load_net, read_state, save_weights
+from fakd.report.finding import finding
+from fakd.report.run import run_page
+from fakd.train.config import DistillConfig
+from fakd.train.run import distill, fit, loss_needs, prepare, train_teacher
+from fakd.train.teacher import Teacher, Teachers
+from fakd.train.trainer import Progress
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 WIDE = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"

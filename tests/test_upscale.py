@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fakd.benchmarks import image_set
 from fakd.core import FakdError, to_batch, to_images
-from fakd.degrade import imresize
-from fakd.metrics import psnr_y
-from fakd.nets import NETS, make_net
-from fakd.upscale import _ramps, _windows, fit_tile, pixel_bytes, tiled, upscale
-from fakd.weights import load_net
+from fakd.data.degrade import imresize
+from fakd.data.sets import image_set
+from fakd.measure.metrics import psnr_y
+from fakd.measure.upscale import _ramps, _windows, fit_tile, pixel_bytes, tiled, upscale
+from fakd.nets.weights import load_net
+from fakd.nets.zoo import NETS, make_net
 
 WEIGHTS = Path(__file__).parents[1] / "data" / "weights"
 
@@ -174,8 +174,8 @@ def test_counting_memory_keeps_no_tensor_alive():
 PEAK = """
 import sys
 import numpy as np
-from fakd.nets import make_net
-from fakd.upscale import fit_tile, upscale
+from fakd.nets.zoo import make_net
+from fakd.measure.upscale import fit_tile, upscale
 
 def status(name):
     with open("/proc/self/status") as file:

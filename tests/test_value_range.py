@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.config import DistillConfig
 from fakd.core import FakdError, root
-from fakd.foreign import as_net, load_any, unwrapped
-from fakd.nets import make_net
-from fakd.onnx import OnnxNet, open_net
-from fakd.teacher import Teacher
-from fakd.train import prepare
-from fakd.value_range import probe_images, try_views
-from fakd.weights import load_net
+from fakd.measure.onnx import OnnxNet, open_net
+from fakd.nets.foreign import as_net, load_any, unwrapped
+from fakd.nets.value_range import probe_images, try_views
+from fakd.nets.weights import load_net
+from fakd.nets.zoo import make_net
+from fakd.train.config import DistillConfig
+from fakd.train.run import prepare
+from fakd.train.teacher import Teacher
 
 FILES = ["rcan-mini-x2", "rcan-mini-x4", "student-x4-distilled"]
 SMALL = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"

@@ -12,8 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fakd.core import FakdError
-from fakd.nets import NETS, make_net, net_spec
-from fakd.weights import MisfitError, fit_state, guess_net, load_net, load_weights, net_digest, read_state, save_weights
+from fakd.nets.weights import (
+    MisfitError,
+    fit_state,
+    guess_net,
+    load_net,
+    load_weights,
+    net_digest,
+    read_state,
+    save_weights,
+)
+from fakd.nets.zoo import NETS, make_net, net_spec
 
 SPECS = {
     "rcan": "rcan(n_resgroups=3,n_resblocks=2,n_feats=8,reduction=4)",
