@@ -36,7 +36,7 @@ from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
 from fakd.record import Run
 from fakd.report.run import run_page
-from fakd.train.run import distill, train_teacher
+from fakd.runs import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats={},reduction=4)"

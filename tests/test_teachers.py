@@ -22,8 +22,9 @@ from fakd.nets.zoo import NETS, make_net, net_spec
 from fakd.record import summarise
 from fakd.report.finding import finding
 from fakd.report.run import run_page
+from fakd.runs import distill, train_teacher
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, loss_needs, prepare, train_teacher
+from fakd.train.run import fit, loss_needs, prepare
 from fakd.train.teacher import Teacher, Teachers
 from fakd.train.trainer import Progress
 
