@@ -15,9 +15,10 @@ import skimage.data
 import torch
 from PIL import Image
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.sets import image_set
 from fakd.distil.affinity import affinity_row
+from fakd.images import write_image
 from fakd.look.affinity import progress_view, read_affinity, read_progress
 from fakd.look.explorer import (
     SHIPPED,

@@ -19,13 +19,16 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
+from ..core import FakdError, atomic_write, find_path
 from ..data.pairs import ImagePair, Patches
 from ..data.screening import screen
 from ..data.sets import ImageSet, image_set, image_sets
+from ..devices import set_threads
+from ..digest import code_digest, digest
 from ..distil.affinity import mean_row
 from ..distil.loss import DistillLoss, loss_memory, refuse_idle
 from ..distil.taps import Taps, tap_shapes
+from ..images import to_batch
 from ..look.keep import affinity_pair, keep_images, middles, query_pixels
 from ..measure.cost import describe_net
 from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
