@@ -11,8 +11,8 @@ from fakd.look.affinity import read_affinity, read_progress
 from fakd.look.figures import scenes
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
 from fakd.report.run import run_page
+from fakd.run_folder import Run
 from fakd.train.config import DistillConfig
 from fakd.train.run import _looked_at, finish, fit, prepare, score
 

@@ -29,7 +29,7 @@ from ..files import Arrays, read_arrays
 from ..images import to_batch
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
 from ..progress import Bar
-from ..record import Run
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['MAP_COLOURS', 'DIFFERENCE_COLOURS', 'AffinityRows', 'read_affinity', 'map_limits', 'difference_limits', 'colours',

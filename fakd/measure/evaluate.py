@@ -23,7 +23,7 @@ from .metrics import psnr_y, ssim_y
 from .upscale import LEAST, Net, bordered, tiled
 from ..nets.foreign import as_net
 from ..progress import Bar
-from ..record import Row, compare_sets
+from ..rows import Row, compare_sets
 
 # %% auto #0
 __all__ = ['BORDER', 'FLAT', 'Make', 'NotFinite', 'super_resolve', 'choose_border', 'self_ensemble', 'bicubic_rows', 'evaluate',

@@ -29,10 +29,12 @@ from PIL import Image
 from ..core import FakdError, atomic_write, static
 from ..look.affinity import AffinityRows, distance_table, progress_view, query_panels, read_affinity
 from ..look.figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
-from ..record import METHODS, Record, Row, Run, compare_sets, find_runs, gains, known_methods, loss_of, read_history
+from ..record import Record, loss_of
 from .figure_files import write_figures
 from .finding import finding, mean_psnr, without_teacher
 from .repeat import repetition
+from ..rows import METHODS, Row, compare_sets, gains, known_methods
+from ..run_folder import Run, find_runs, read_history
 from ..train.checkpoint import resumed_words
 
 # %% auto #0
