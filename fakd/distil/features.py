@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import FakdError, torch_rng
-from .affinity import mean_abs, unit_maps, widen
+from .affinity import mean_abs, unit_maps
 from .relations import MapTerm
+from ..nets.blocks import widen
 
 # %% auto #0
 __all__ = ['AT', 'FSP', 'AdaptedTerm', 'FitNet', 'CWD', 'VID', 'MGD', 'NST']

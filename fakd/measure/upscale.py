@@ -6,24 +6,20 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..core import FakdError
 from ..data.degrade import imresize
-from ..nets.blocks import SCALES
+from ..memory import peak_memory
+from ..nets.blocks import SCALES, evaluating
 from ..nets.foreign import as_net
 from ..progress import Bar
 
@@ -188,32 +184,6 @@ def _tiled(net: Net, tile: int, overlap: int, lr_imgs: Tensor) -> Tensor:
         y += rows.shape[2]
     return sr_imgs
 
-# %% ../../nbs/45_measure.upscale.ipynb #3b9aa5ae
-class _Alive(TorchFunctionMode):
-    "Counts the bytes of the tensors that functions return, as long as they are alive."
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.holders: Counter[int] = Counter()  # tensors that share a storage
-
-    def _gone(self, place: int, size: int) -> None:
-        self.holders[place] -= 1
-        if self.holders[place] == 0:
-            self.now -= size
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                place, size = storage.data_ptr(), storage.nbytes()
-                self.now += 0 if self.holders[place] else size
-                self.holders[place] += 1
-                weakref.finalize(tensor, self._gone, place, size)
-        self.peak = max(self.peak, self.now)
-        return result
-
 # %% ../../nbs/45_measure.upscale.ipynb #6199e663
 @torch.no_grad()
 def pixel_bytes(
@@ -224,10 +194,8 @@ def pixel_bytes(
     if isinstance(known, (int, float)):
         return float(known)
     side = 32
-    lr_imgs = torch.zeros(1, 3, side, side, device=net_device(net))
-    with _Alive() as alive:
-        net(lr_imgs)
-    return 1.4 * alive.peak / side**2
+    peak = peak_memory(lambda: net(torch.zeros(1, 3, side, side, device=net_device(net))))
+    return 1.4 * peak / side**2
 
 # %% ../../nbs/45_measure.upscale.ipynb #f4961e82
 MEMORY_MB = 1000  # what a call may take if nothing else is said
@@ -293,19 +261,6 @@ def _spread_colours(
     spread[hidden, :-1] = pixels[y[hidden], x[hidden], :-1]
     return spread
 
-# %% ../../nbs/45_measure.upscale.ipynb #49be757d
-@contextmanager
-def _resting(net: Net) -> Iterator[None]:
-    "Evaluation mode; afterwards every part has the mode it had."
-    modes = [(module, module.training) for module in net.modules()] if isinstance(net, nn.Module) else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
 # %% ../../nbs/45_measure.upscale.ipynb #789608ec
 def upscale(
     net: Net,                      # any module, see `as_net`, or a callable of 0..255; on any device
@@ -322,13 +277,13 @@ def upscale(
     (h, w, channels), top = pixels.shape, np.iinfo(img.dtype).max
     pixels = _spread_colours(pixels) if channels in (2, 4) else pixels
     if isinstance(net, nn.Module):
-        with _resting(net):
+        with evaluating(net):
             super_resolves = net_scale(net) in SCALES
         net = as_net(net) if super_resolves else net
     top_px, left_px = margins(net, h, w)
     around = [(top_px, top_px), (left_px, left_px), (0, 0)]
     pixels = np.require(np.pad(pixels, around, mode="edge"), requirements=["C", "W"])
-    with _resting(net), torch.inference_mode():
+    with evaluating(net), torch.inference_mode():
         scale, tile, y = net_scale(net), fit_tile(net, pixels, memory_mb), 0
         result = np.empty((pixels.shape[0] * scale, pixels.shape[1] * scale, channels), img.dtype)
         stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]

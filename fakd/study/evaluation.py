@@ -22,11 +22,12 @@ from ..data.degrade import imresize
 from ..data.screening import PERCEPTION_PX, evaluation_use
 from ..data.sets import ImageSet, image_sets
 from ..files import must_fit
-from ..measure.cost import describe_net, latencies, peak_memory
+from ..measure.cost import describe_net, latencies
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from ..measure.metrics import perceptual_measures
 from ..measure.onnx import open_net
 from ..measure.upscale import pixel_bytes
+from ..memory import peak_memory
 from ..nets.foreign import as_net, assumed_of, spec_of
 from ..nets.weights import net_digest
 from ..pages import make_pages
