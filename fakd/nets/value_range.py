@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import FakdError, to_batch
+from ..core import FakdError
 from ..data.degrade import degrade
-from ..images import read_image
+from ..images import read_image, to_batch
 from .blocks import evaluating
 
 # %% auto #0

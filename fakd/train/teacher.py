@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import FakdError, pick, torch_rng
+from ..core import FakdError, pick
 from ..distil.matching import suggest_taps
 from ..distil.taps import Taps, features_of, resolve_taps
+from ..draws import torch_rng
 from ..nets.blocks import widen
 from ..nets.foreign import as_net, spec_of
 
