@@ -18,7 +18,6 @@ from PIL import Image
 from fakd.core import FakdError, write_image
 from fakd.data.sets import image_set
 from fakd.distil.affinity import affinity_row
-from fakd.look.affinity import progress_view, read_affinity, read_progress
 from fakd.look.explorer import (
     SHIPPED,
     TOPS,
@@ -32,6 +31,8 @@ from fakd.look.explorer import (
     save_explorer,
     still_picture,
 )
+from fakd.look.maps import read_affinity
+from fakd.look.training import progress_view, read_progress
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
 from fakd.record import Run
