@@ -18,9 +18,10 @@ from fakd.core import FakdError
 from fakd.files import read_arrays
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
+from fakd.runs import distill, train_teacher
 from fakd.train.checkpoint import before, load_checkpoint, load_run, save_checkpoint
 from fakd.train.config import DistillConfig, TeacherConfig
-from fakd.train.run import distill, finish, fit, prepare, score, train_teacher
+from fakd.train.run import finish, fit, prepare, score
 from fakd.train.trainer import Diverged
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"

@@ -10,8 +10,9 @@ from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record
+from fakd.runs import distill
 from fakd.train.config import PRESETS, DistillConfig
-from fakd.train.run import distill, equal_time_steps, fit, prepare
+from fakd.train.run import equal_time_steps, fit, prepare
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import csv
 import pytest
 
 from fakd.record import read_history
+from fakd.runs import distill
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, prepare
+from fakd.train.run import fit, prepare
 from fakd.train.trainer import Progress
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"

@@ -12,8 +12,9 @@ from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import _spandrel, load_any
 from fakd.record import summarise
 from fakd.report.run import run_page
+from fakd.runs import distill
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, prepare
+from fakd.train.run import prepare
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights"

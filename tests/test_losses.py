@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.core import FakdError, torch_rng
+from fakd.core import FakdError
 from fakd.data.degrade import imresize
 from fakd.distil.affinity import pairs_l1, spatial_affinity, unit_maps
 from fakd.distil.features import MGD
@@ -27,6 +27,7 @@ from fakd.distil.loss import (
 from fakd.distil.relations import RBF
 from fakd.distil.taps import Taps
 from fakd.distil.upcycle import Upcycle
+from fakd.draws import torch_rng
 from fakd.train.config import DistillConfig
 from fakd.train.run import prepare
 from fakd.train.trainer import make_optimiser

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.sets import image_set, one_pair
+from fakd.images import write_image
 from fakd.look.figures import scenes
 from fakd.look.maps import read_affinity
 from fakd.look.training import read_progress

@@ -4,8 +4,9 @@ import unittest.mock
 import pytest
 
 from fakd.core import FakdError
+from fakd.runs import distill
 from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
-from fakd.train.run import distill, prepare
+from fakd.train.run import prepare
 
 SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", "steps": 2, "batch_size": 2,
          "patch_px": 16, "benchmarks": "sample-eval", "precision": "fp32", "device": "cpu"}

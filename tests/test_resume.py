@@ -13,8 +13,9 @@ from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import Run
+from fakd.runs import distill
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, prepare
+from fakd.train.run import fit, prepare
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 
@@ -31,7 +32,7 @@ def small(tmp_path_factory):
 
 def start(parameters, out_dir):
     "The run in a process of its own, on one thread."
-    code = f"from fakd.train.run import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
+    code = f"from fakd import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=one_thread, stderr=subprocess.PIPE, text=True)
 

@@ -11,9 +11,10 @@ import skimage.data
 import torch
 from torch import nn
 
-from fakd.core import FakdError, find_path, static, write_image
+from fakd.core import FakdError, find_path, static
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import find_places, suggest_taps, tap_shapes
+from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import as_net
@@ -22,8 +23,9 @@ from fakd.nets.zoo import NETS, make_net, net_spec
 from fakd.record import summarise
 from fakd.report.finding import finding
 from fakd.report.run import run_page
+from fakd.runs import distill, train_teacher
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, loss_needs, prepare, train_teacher
+from fakd.train.run import fit, loss_needs, prepare
 from fakd.train.teacher import Teacher, Teachers
 from fakd.train.trainer import Progress
 

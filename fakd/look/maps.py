@@ -17,10 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..core import FakdError, to_batch
+from ..core import FakdError
 from ..distil.affinity import pixel_row
 from ..distil.taps import Taps, resolve_taps
 from ..files import Arrays, read_arrays
+from ..images import to_batch
 from .figures import TITLES
 from ..progress import Bar
 from ..record import Run

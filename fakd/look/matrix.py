@@ -13,8 +13,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core import FakdError, rng
+from ..core import FakdError
 from ..distil.affinity import unit_maps
+from ..draws import rng
 from .figures import THEMES, TITLES, blank_figure, figure_style, line_style
 from .maps import MAP_COLOURS, ColourBar, FeatureMaps, map_limits
 

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from ..core import FakdError, choose_device, choose_precision, find_path, nearest, parse_spec, pick, places, portable
+from ..core import FakdError, find_path, nearest, parse_spec, pick, places, portable
 from ..data.sets import SETS, found_benchmarks, image_set, image_sets, join_sets
+from ..devices import choose_device, choose_precision
 from ..distil.loss import DistillLoss, check_spec
 from ..files import read_json
 from ..measure.metrics import perceptual_measures

@@ -19,13 +19,16 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..core import FakdError, atomic_write, code_digest, digest, find_path, set_threads, to_batch
+from ..core import FakdError, atomic_write, find_path
 from ..data.pairs import ImagePair, Patches
 from ..data.screening import screen
 from ..data.sets import ImageSet, image_set, image_sets
+from ..devices import set_threads
+from ..digest import code_digest, digest
 from ..distil.affinity import mean_row
 from ..distil.loss import DistillLoss, loss_memory, refuse_idle
 from ..distil.taps import Taps, tap_shapes
+from ..images import to_batch
 from ..look.keep import affinity_pair, keep_images, middles, query_pixels
 from ..measure.cost import describe_net
 from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
@@ -34,9 +37,7 @@ from ..measure.onnx import open_net
 from ..nets.foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
 from ..nets.weights import load_net, load_weights, net_digest, save_weights, warm_start
 from ..nets.zoo import make_net
-from ..pages import make_pages
 from ..record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
-from ..settings import written_out
 from .checkpoint import latest, resumed_words
 from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .needs import refuse_needs
@@ -57,7 +58,7 @@ from fakd.train.trainer import (
 
 # %% auto #0
 __all__ = ['Setup', 'setup_tables', 'loss_needs', 'prepare', 'equal_time_steps', 'fit', 'Fitted', 'held_out_psnr', 'score',
-           'finish', 'distill', 'train_teacher']
+           'finish']
 
 # %% ../../nbs/69_train.run.ipynb #b1215753
 @dataclass(repr=False)
@@ -557,99 +558,3 @@ def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "best_psnr_y": best.get("psnr_y"),
         "best_step": best.get("step"),
     }
-
-# %% ../../nbs/69_train.run.ipynb #565044b2
-def _is_text(value: Any) -> bool:
-    "Whether a teacher or student is named, and not at hand as a Python object."
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return all(one is None or isinstance(one, (str, Path)) for one in several)
-
-
-def _distil(given: dict[str, Any]) -> Run:
-    "`distill`, with what was given."
-    at_hand = {name: given[name] for name in ("teacher", "student") if not _is_text(given.get(name))}
-    setup = prepare(DistillConfig(**{k: v for k, v in given.items() if k not in at_hand}), **at_hand)
-    if setup.config.compare and setup.teacher is not None:
-        fit(setup, distil=False)
-    fit(setup)
-    if setup.config.equal_time:
-        fit(setup, equal_time=True)
-    score(setup)
-    return _with_pages(finish(setup))
-
-
-def _train_teacher(given: dict[str, Any]) -> Run:
-    "`train_teacher`, with what was given."
-    setup = prepare(TeacherConfig(**given))
-    fit(setup)
-    score(setup)
-    return _with_pages(finish(setup))
-
-
-def _with_pages(run: Run) -> Run:
-    "The run, with report and explorer as its notebook leaves them; says where they are."
-    print(make_pages(run))
-    return run
-
-# %% ../../nbs/69_train.run.ipynb #f772ae97
-@written_out(_distil)
-def distill(  # type: ignore[empty-body]
-    *,
-    scale: int = 4,  # upscaling factor: 2, 3, 4 or 8
-    preset: str = "mini",  # fills what is None: mini (minutes), small (hours on DIV2K), paper (FAKD's recipe)
-    student: Any = "rcan",  # a network, sizes in brackets; or a weights file to start from
-    teacher: Any = None,  # a weights file, or a network with weights in data/weights; several joined by +
-    teacher_draw: str = "random",  # with several teachers: random (one drawn for each batch) or mean (all, averaged)
-    data: Any = None,  # training images: "sample", "DIV2K", another set, a folder, or several joined by +
-    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
-    loss: str = "0.5*DS+0.5*TS+10*SA",  # terms with weights, joined by +; `fakd losses` lists them
-    taps: Sequence[int | str] | None = None,  # maps to compare: positions [1, 2, 3], names, or pairs of names
-    affinity_image: str | None = None,  # image whose affinity is kept, SET/IMAGE
-    steps: int | None = None,  # optimiser steps, 1 or more; None: the preset's
-    batch_size: int | None = None,  # patches a step, 1 or more; None: the preset's
-    accumulate: int = 1,  # equal parts that a batch is computed in, to save memory: a divisor of batch_size
-    patch_px: int | None = None,  # side of the LR patch in pixels, 4 or more; None: the preset's
-    learn_rate: float | None = None,  # Adam's learning rate before the schedule, above 0; None: the preset's
-    schedule: str | None = None,  # constant, cosine(warmup, floor) or step(at, gamma), see `learn_rate_at`
-    clip_norm: float | None = None,  # largest norm of the gradient, 0 for no clipping; None: the preset's
-    ema: float | None = None,  # decay of the averaged weights that are reported, 0 (none) to below 1
-    compare: bool = True,  # True or False: also train the same student without a teacher
-    equal_time: bool | None = None,  # True or False: and once more for the time that the distilled run takes
-    seed: int = 0,  # of initial weights, patches and every other draw: 0 or more
-    precision: str = "auto",  # auto, fp32, bf16, or fp16 on CUDA
-    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
-    workers: int | None = None,  # threads that read images, 1 to 256; None: one a CPU
-    checkpoint_min: float = 1.0,  # minutes between checkpoints; 0 for one after every step
-    resume: str = "auto",  # auto: continue this run if it is unfinished; never; or the folder of a run
-    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
-) -> Run:
-    "A whole distillation run without a notebook: leaves record, weights, report and explorer, and says where."
-
-# %% ../../nbs/69_train.run.ipynb #97bb71a3
-@written_out(_train_teacher)
-def train_teacher(  # type: ignore[empty-body]
-    *,
-    scale: int = 4,  # upscaling factor: 2, 3, 4 or 8
-    preset: str = "mini",  # fills what is None: mini (hours on a CPU), small (DIV2K), paper (full size)
-    net: str = "rcan",  # a network, its sizes from the preset or in brackets
-    init: Any = None,  # weights file to start from; tensors of equal name and shape are taken; None: from the seed
-    data: Any = None,  # training images: "sample", "DIV2K", another set, a folder, or several joined by +
-    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
-    loss: str = "DS",  # terms that need no teacher, joined by +: DS, FFT, Wavelet; see `fakd losses`
-    steps: int | None = None,  # optimiser steps, 1 or more; None: the preset's
-    batch_size: int | None = None,  # patches a step, 1 or more; None: the preset's
-    accumulate: int = 1,  # equal parts that a batch is computed in, to save memory: a divisor of batch_size
-    patch_px: int | None = None,  # side of the LR patch in pixels, 4 or more; None: the preset's
-    learn_rate: float | None = None,  # Adam's learning rate before the schedule, above 0; None: the preset's
-    schedule: str | None = None,  # constant, cosine(warmup, floor) or step(at, gamma), see `learn_rate_at`
-    clip_norm: float | None = None,  # largest norm of the gradient, 0 for no clipping; None: the preset's
-    ema: float | None = None,  # decay of the averaged weights that are reported, 0 (none) to below 1
-    seed: int = 0,  # of initial weights, patches and every other draw: 0 or more
-    precision: str = "auto",  # auto, fp32, bf16, or fp16 on CUDA
-    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
-    workers: int | None = None,  # threads that read images, 1 to 256; None: one a CPU
-    checkpoint_min: float = 1.0,  # minutes between checkpoints; 0 for one after every step
-    resume: str = "auto",  # auto: continue this run if it is unfinished; never; or the folder of a run
-    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
-) -> Run:
-    "A whole teacher run without a notebook: leaves record, weights, report and explorer, and says where."

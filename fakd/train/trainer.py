@@ -21,12 +21,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..core import PRECISIONS, FakdError, atomic_write, digest, to_batch
+from ..core import FakdError, atomic_write
 from ..data.pairs import Patches, prefetch
+from ..devices import PRECISIONS
+from ..digest import digest
 from ..distil.affinity import affinity_distance, mean_row
 from ..distil.loss import DistillLoss
 from ..distil.taps import Taps
 from ..files import read_arrays
+from ..images import to_batch
 from ..progress import Bar, notebook_display
 from ..record import Run, write_history
 from fakd.train.checkpoint import (
