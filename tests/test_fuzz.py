@@ -244,7 +244,7 @@ def shaken_zip(data: bytes, draw: random.Random) -> bytes:
 def onnx_doors(folder: Path) -> list[Door]:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from fakd.measure.onnx import OnnxNet
+    from fakd.nets.onnx import OnnxNet
 
     h, floats = onnx.helper, onnx.TensorProto.FLOAT
     weights = [onnx.numpy_helper.from_array(np.full((12, 3, 3, 3), 0.01, np.float32), "w"),

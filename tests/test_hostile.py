@@ -18,8 +18,8 @@ from fakd.data.sets import image_set
 from fakd.look.explorer import ExploreConfig
 from fakd.look.maps import read_affinity
 from fakd.look.training import read_progress
-from fakd.measure.onnx import OnnxNet
 from fakd.nets.foreign import load_any
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import Run, find_runs, read_history, read_record

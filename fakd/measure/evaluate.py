@@ -20,7 +20,8 @@ from ..data.sets import ImageSet
 from ..devices import PRECISIONS
 from ..images import to_batch, to_images
 from .metrics import psnr_y, ssim_y
-from .upscale import LEAST, Net, bordered, tiled
+from .upscale import LEAST, bordered, tiled
+from ..nets.blocks import Net
 from ..nets.foreign import as_net
 from ..progress import Bar
 from ..record import Row, compare_sets

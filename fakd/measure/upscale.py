@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -23,13 +23,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..core import FakdError
 from ..data.degrade import imresize
-from ..nets.blocks import SCALES
+from ..nets.blocks import SCALES, Net, net_device, net_scale
 from ..nets.foreign import as_net
 from ..progress import Bar
 
 # %% auto #0
-__all__ = ['Net', 'LEAST', 'OVERLAP', 'MEMORY_MB', 'net_scale', 'net_device', 'margins', 'bordered', 'tiled', 'pixel_bytes',
-           'fit_tile', 'upscale']
+__all__ = ['LEAST', 'OVERLAP', 'MEMORY_MB', 'margins', 'bordered', 'tiled', 'pixel_bytes', 'fit_tile', 'upscale']
 
 # %% ../../nbs/45_measure.upscale.ipynb #65c08108
 def _windows(
@@ -62,9 +61,6 @@ def _ramps(
     return torch.from_numpy(weights.astype(np.float32))
 
 # %% ../../nbs/45_measure.upscale.ipynb #48e7f49c
-Net = Callable[[Tensor], Tensor]  # (b, c, h, w) to (b, c', scale*h, scale*w)
-
-
 def _bands(
     net: Net,               # any network
     lr_imgs: Tensor,        # (b, c, h, w)
@@ -105,25 +101,6 @@ def _run(net: Net, lr_imgs: Tensor, scale: int) -> Tensor:
     if not torch.isfinite(sr_imgs).all():
         raise FakdError("the network's output holds values that are not finite.")
     return sr_imgs
-
-
-def net_scale(
-    net: Net,  # a network with an attribute `scale`, or any callable
-) -> int:      # its upscaling factor
-    "The factor of a network: what it says, else what it does to a small image."
-    scale = getattr(net, "scale", None)
-    if isinstance(scale, int):
-        return scale
-    with torch.no_grad():
-        return int(net(torch.zeros(1, 3, 16, 16, device=net_device(net))).shape[-1]) // 16
-
-
-def net_device(
-    net: Net,         # any callable
-) -> torch.device:    # where its first parameter lies; the CPU if it has none
-    "Where a network computes."
-    tensors = (*net.parameters(), *net.buffers()) if isinstance(net, nn.Module) else ()
-    return tensors[0].device if tensors else torch.device("cpu")
 
 # %% ../../nbs/45_measure.upscale.ipynb #de81de9b
 LEAST = 8  # LR pixels; SAN cannot take fewer than 4, and upsamplers were never trained on so few

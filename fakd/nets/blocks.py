@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..core import FakdError
 
 # %% auto #0
-__all__ = ['SCALES', 'DIV2K_MEAN', 'check_scale', 'conv', 'no_autocast', 'MeanShift', 'gate', 'ChannelAttention', 'ResBlock',
-           'Upsampler', 'rename_keys', 'count_keys', 'base_sizes', 'influence']
+__all__ = ['SCALES', 'Net', 'DIV2K_MEAN', 'check_scale', 'conv', 'net_scale', 'net_device', 'no_autocast', 'MeanShift', 'gate',
+           'ChannelAttention', 'ResBlock', 'Upsampler', 'rename_keys', 'count_keys', 'base_sizes', 'influence']
 
 # %% ../../nbs/20_nets.blocks.ipynb #217f19f3
 SCALES = (2, 3, 4, 8)
@@ -41,6 +41,28 @@ def conv(
 ) -> nn.Conv2d:
     "The family's convolution: stride 1, zero padding, bias."
     return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+
+# %% ../../nbs/20_nets.blocks.ipynb #cb348daa
+Net = Callable[[Tensor], Tensor]  # (b, c, h, w) to (b, c', scale*h, scale*w)
+
+
+def net_scale(
+    net: Net,  # a network with an attribute `scale`, or any callable
+) -> int:      # its upscaling factor
+    "The factor of a network: what it says, else what it does to a small image."
+    scale = getattr(net, "scale", None)
+    if isinstance(scale, int):
+        return scale
+    with torch.no_grad():
+        return int(net(torch.zeros(1, 3, 16, 16, device=net_device(net))).shape[-1]) // 16
+
+
+def net_device(
+    net: Net,         # any callable
+) -> torch.device:    # where its first parameter lies; the CPU if it has none
+    "Where a network computes."
+    tensors = (*net.parameters(), *net.buffers()) if isinstance(net, nn.Module) else ()
+    return tensors[0].device if tensors else torch.device("cpu")
 
 # %% ../../nbs/20_nets.blocks.ipynb #e9d09696
 def no_autocast(

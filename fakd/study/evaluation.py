@@ -28,13 +28,13 @@ from ..images import write_image
 from ..measure.cost import describe_net, latencies, peak_memory
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from ..measure.metrics import perceptual_measures
-from ..measure.onnx import open_net
 from ..measure.upscale import pixel_bytes
 from ..nets.foreign import as_net, assumed_of, spec_of
+from ..nets.onnx import open_net
 from ..nets.weights import net_digest
-from ..pages import make_pages
 from ..progress import Bar
 from ..record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
+from ..report.pages import make_pages
 from ..settings import written_out
 from ..train.config import MODULE, EvaluateConfig, find_weights, from_anywhere
 
