@@ -35,7 +35,8 @@ from fakd.data.pairs import ImageCache, ImagePair, Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss, check_spec
 from fakd.images import image_size, read_image
-from fakd.look.affinity import AffinityRows, read_affinity, read_progress
+from fakd.look.maps import AffinityRows, read_affinity
+from fakd.look.training import read_progress
 from fakd.nets.foreign import load_any
 from fakd.nets.zoo import make_net, net_spec, parse_net
 from fakd.record import Run, find_runs, read_history, read_record
