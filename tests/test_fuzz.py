@@ -35,7 +35,8 @@ from fakd.data.pairs import ImageCache, ImagePair, Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss, check_spec
 from fakd.images import image_size, read_image
-from fakd.look.affinity import AffinityRows, read_affinity, read_progress
+from fakd.look.maps import AffinityRows, read_affinity
+from fakd.look.training import read_progress
 from fakd.nets.foreign import load_any
 from fakd.nets.zoo import make_net, net_spec, parse_net
 from fakd.record import read_record
@@ -244,7 +245,7 @@ def shaken_zip(data: bytes, draw: random.Random) -> bytes:
 def onnx_doors(folder: Path) -> list[Door]:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from fakd.measure.onnx import OnnxNet
+    from fakd.nets.onnx import OnnxNet
 
     h, floats = onnx.helper, onnx.TensorProto.FLOAT
     weights = [onnx.numpy_helper.from_array(np.full((12, 3, 3, 3), 0.01, np.float32), "w"),

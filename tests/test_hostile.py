@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from fakd.core import FakdError, parse_spec
 from fakd.data.sets import image_set
-from fakd.look.affinity import read_affinity, read_progress
 from fakd.look.explorer import ExploreConfig
-from fakd.measure.onnx import OnnxNet
+from fakd.look.maps import read_affinity
+from fakd.look.training import read_progress
 from fakd.nets.foreign import load_any
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record

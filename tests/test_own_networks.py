@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from fakd.core import FakdError
-from fakd.measure.onnx import OnnxNet, export_onnx
 from fakd.measure.upscale import upscale
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import MisfitError, load_weights, save_weights
 from fakd.nets.zoo import make_net
+from fakd.onnx import export_onnx
 from fakd.runs import distill
 from fakd.study.evaluation import evaluate_weights
 from fakd.train.config import DistillConfig

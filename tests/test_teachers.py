@@ -13,7 +13,8 @@ from torch import nn
 
 from fakd.core import FakdError, find_path, static
 from fakd.distil.loss import DistillLoss
-from fakd.distil.taps import find_places, suggest_taps, tap_shapes
+from fakd.distil.matching import find_places, suggest_taps
+from fakd.distil.taps import tap_shapes
 from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.measure.evaluate import evaluate

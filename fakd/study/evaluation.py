@@ -26,12 +26,13 @@ from ..devices import set_threads
 from ..digest import code_digest, digest
 from ..files import must_fit
 from ..images import write_image
-from ..measure.cost import describe_net, latencies, peak_memory
+from ..measure.cost import describe_net, latencies
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from ..measure.metrics import perceptual_measures
-from ..measure.onnx import open_net
 from ..measure.upscale import pixel_bytes
+from ..memory import peak_memory
 from ..nets.foreign import as_net, assumed_of, spec_of
+from ..nets.onnx import open_net
 from ..nets.weights import net_digest
 from ..progress import Bar
 from ..record import DataUse, Record

@@ -34,8 +34,8 @@ from ..look.keep import affinity_pair, keep_images, middles, query_pixels
 from ..measure.cost import describe_net
 from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
 from ..measure.metrics import psnr_y
-from ..measure.onnx import open_net
 from ..nets.foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
+from ..nets.onnx import open_net
 from ..nets.weights import load_net, load_weights, net_digest, save_weights, warm_start
 from ..nets.zoo import make_net
 from ..record import DataUse, Record
