@@ -16,7 +16,7 @@ from fakd.distil.loss import DistillLoss
 from fakd.distil.matching import find_places, suggest_taps
 from fakd.distil.taps import tap_shapes
 from fakd.images import write_image
-from fakd.look.figures import result_table
+from fakd.look.results import result_table
 from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import as_net
 from fakd.nets.weights import load_net, read_state, save_weights
