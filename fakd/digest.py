@@ -68,7 +68,7 @@ DECIDES = (
     "distil.taps", "distil.matching", "distil.affinity", "distil.relations", "distil.features", "distil.images",
     "distil.upcycle",
     "distil.loss",
-    "measure.metrics", "measure.upscale", "measure.evaluate",
+    "measure.metrics", "measure.perceptual", "measure.upscale", "measure.evaluate",
     "train.config", "train.teacher", "train.checkpoint", "train.resume", "train.trainer", "train.run",
 )  # fmt: skip
 

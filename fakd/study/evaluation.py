@@ -27,7 +27,7 @@ from ..files import must_fit
 from ..images import write_image
 from ..measure.cost import describe_net, latencies
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
-from ..measure.metrics import perceptual_measures
+from ..measure.perceptual import perceptual_measures
 from ..measure.upscale import pixel_bytes
 from ..memory import peak_memory
 from ..nets.foreign import as_net, assumed_of, spec_of

@@ -23,7 +23,7 @@ from ..data.sets import SETS, found_benchmarks, image_set, image_sets, join_sets
 from ..devices import choose_device, choose_precision
 from ..distil.loss import DistillLoss, check_spec
 from ..files import read_json
-from ..measure.metrics import perceptual_measures
+from ..measure.perceptual import perceptual_measures
 from ..nets.blocks import SCALES
 from ..nets.weights import read_state
 from ..nets.zoo import parse_net
