@@ -24,7 +24,7 @@ from .upscale import LEAST, bordered, tiled
 from ..nets.blocks import Net, evaluating, widen
 from ..nets.foreign import as_net
 from ..progress import follow
-from ..record import Row, compare_sets
+from ..rows import Row, compare_sets
 
 # %% auto #0
 __all__ = ['BORDER', 'FLAT', 'Make', 'NotFinite', 'super_resolve', 'choose_border', 'self_ensemble', 'bicubic_rows', 'evaluate',

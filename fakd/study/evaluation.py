@@ -17,6 +17,7 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
+from ..about import environment
 from ..core import FakdError, find_path
 from ..data.degrade import imresize
 from ..data.screening import PERCEPTION_PX, evaluation_use
@@ -34,8 +35,10 @@ from ..nets.foreign import as_net, assumed_of, spec_of
 from ..nets.onnx import open_net
 from ..nets.weights import net_digest
 from ..progress import Bar
-from ..record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
+from ..record import DataUse, Record
 from ..report.pages import make_pages
+from ..rows import Row, summarise
+from ..run_folder import Run, artefacts, now, runs_folder, write_record
 from ..settings import written_out
 from ..train.config import MODULE, EvaluateConfig, find_weights, from_anywhere
 

@@ -27,7 +27,7 @@ from ..measure.perceptual import perceptual_measures
 from ..nets.blocks import SCALES
 from ..nets.weights import read_state
 from ..nets.zoo import parse_net
-from ..record import runs_folder
+from ..run_folder import runs_folder
 from ..settings import Config, setting
 
 # %% auto #0
