@@ -22,15 +22,17 @@ from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import Taps
 from fakd.images import read_image
 from fakd.look.figures import result_table
+from fakd.look.watchers import Snapshots
 from fakd.measure.metrics import psnr_y
 from fakd.nets.weights import load_net, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import Row, gains, summarise, write_record
 from fakd.train.checkpoint import load_checkpoint
 from fakd.train.config import DistillConfig
-from fakd.train.run import fit, prepare, score
+from fakd.train.run import fit, score
+from fakd.train.setup import prepare
 from fakd.train.teacher import Teacher
-from fakd.train.trainer import Diverged, History, Saver, Snapshots, Trainer, restore, train_step
+from fakd.train.trainer import Diverged, History, Saver, Trainer, restore, train_step
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 TEACHER = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
@@ -61,7 +63,7 @@ def settings(folder, **more):
 @pytest.fixture(scope="module")
 def ready(folder):
     "The prepared run."
-    return prepare(DistillConfig(**settings(folder)))
+    return prepare(DistillConfig(**settings(folder)).resolve())
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,7 @@ def test_both_students_start_from_the_same_weights_and_see_the_same_batches(fold
     original = Trainer.__init__
     monkeypatch.setattr(Trainer, "__init__", watched)
     monkeypatch.setattr("fakd.train.trainer.train_step", seen)
-    setup = prepare(DistillConfig(**settings(folder, steps=3, out_dir=str(tmp_path))))
+    setup = prepare(DistillConfig(**settings(folder, steps=3, out_dir=str(tmp_path))).resolve())
     fit(setup, distil=False)
     fit(setup)
     assert len(starts) == 2 and torch.equal(*starts)
@@ -299,7 +301,7 @@ def test_a_teacher_with_dropout_and_batch_norm_teaches_in_evaluation_mode_and_st
     quiet = copy.deepcopy(net).eval()
     asked = settings(folder, steps=3, loss="TS", schedule="constant", ema=0, clip_norm=0, out_dir=str(tmp_path))
     del asked["teacher"]
-    setup = prepare(DistillConfig(**asked), teacher=Teacher(net, value_range=255))
+    setup = prepare(DistillConfig(**asked, teacher=Teacher(net, value_range=255)).resolve())
     fit(setup)
     score(setup)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -20,7 +20,8 @@ from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.train.checkpoint import before, load_checkpoint, load_run, save_checkpoint
 from fakd.train.config import DistillConfig, TeacherConfig
-from fakd.train.run import distill, finish, fit, prepare, score, train_teacher
+from fakd.train.run import distill, finish, fit, score, train_teacher
+from fakd.train.setup import prepare
 from fakd.train.trainer import Diverged
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
@@ -74,7 +75,7 @@ def kill(t):
 def killed(asked, after_step, at=5):
     "The folder of a run that was killed after some steps."
     after_step(at, kill)
-    setup = prepare(DistillConfig(**asked))
+    setup = prepare(DistillConfig(**asked).resolve())
     with pytest.raises(Killed):
         fit(setup)
     after_step.off()
@@ -123,9 +124,9 @@ def test_a_run_does_not_go_on_with_what_has_changed(asked, after_step, monkeypat
     kept = content(folder)
     change(asked, monkeypatch)
     with pytest.raises(FakdError, match=f"cannot be continued.*\n  {words}"):
-        prepare(DistillConfig(**asked, resume=str(folder)))
+        prepare(DistillConfig(**asked, resume=str(folder)).resolve())
     assert content(folder) == kept
-    setup = prepare(DistillConfig(**asked))  # asked without a folder it is another run
+    setup = prepare(DistillConfig(**asked).resolve())  # asked without a folder it is another run
     assert setup.run.dir != folder
 
 
@@ -136,14 +137,14 @@ def test_a_student_from_a_file_that_changed_is_not_continued(asked, after_step, 
     folder = killed(asked, after_step)
     save_weights(make_net(NARROW, 2, seed=2), start)
     with pytest.raises(FakdError, match="start of the student: "):
-        prepare(DistillConfig(**asked, resume=str(folder)))
+        prepare(DistillConfig(**asked, resume=str(folder)).resolve())
 
 
 def test_the_same_run_goes_on_bit_for_bit_and_another_thread_count_is_said(asked, after_step, monkeypatch, tmp_path):
     whole = distill(**asked | {"out_dir": str(tmp_path / "whole")})
     assert whole.record.resumed_from_step == {} and len(whole.record.sittings["distilled"]) == 1
     folder = killed(asked, after_step)
-    again = prepare(DistillConfig(**asked, resume=str(folder)))
+    again = prepare(DistillConfig(**asked, resume=str(folder)).resolve())
     text = repr(fit(again))
     assert "continued at step 5" in text and "threads" not in text
     score(again)
@@ -155,7 +156,7 @@ def test_the_same_run_goes_on_bit_for_bit_and_another_thread_count_is_said(asked
     threads = torch.get_num_threads()
     monkeypatch.setenv("FAKD_THREADS", str(threads + 1))
     try:
-        setup = prepare(DistillConfig(**asked))
+        setup = prepare(DistillConfig(**asked).resolve())
         assert setup.run.dir == folder
         assert f"continued at step 5 (threads {threads} -> {threads + 1})" in repr(fit(setup))
         score(setup)
@@ -174,14 +175,14 @@ def test_resume_of_a_folder_that_is_no_unfinished_run_is_refused_and_nothing_is_
     (photos / "photo.png").touch()
     finished = distill(**asked)
     pupil = {k: v for k, v in asked.items() if k not in ("student", "teacher", "compare")}
-    setup = prepare(TeacherConfig(**pupil, net=NARROW))
+    setup = prepare(TeacherConfig(**pupil, net=NARROW).resolve())
     fit(setup)
     for folder, words in ((photos, "no checkpoint lies there"), (finished.dir, "this run is finished"),
                           (setup.run.dir, "a run of another kind: teacher, not distill"),
                           (photos / "photo.png", "no such folder"), (tmp_path / "none", "no such folder")):
         kept = content(tmp_path)
         with pytest.raises(FakdError, match=words):
-            prepare(DistillConfig(**asked, resume=str(folder)))
+            prepare(DistillConfig(**asked, resume=str(folder)).resolve())
         assert content(tmp_path) == kept and list(photos.iterdir()) == [photos / "photo.png"]
 
 
@@ -206,7 +207,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found(asked, after_step, tmp_path)
     kept = content(folder)
     for resume in ("auto", str(folder)):  # a whole run says so before it begins, and takes nothing away
         with pytest.raises(FakdError, match="goes on from the checkpoint before it"):
-            prepare(DistillConfig(**asked, resume=resume))
+            prepare(DistillConfig(**asked, resume=resume).resolve())
     assert content(folder) == kept
     path.unlink()  # what the message says
     assert load_run(before(path))["step"] == 4
@@ -221,7 +222,7 @@ def test_a_sealed_file_that_is_no_checkpoint_of_this_run_is_one_clear_error(aske
     path = folder / "checkpoints/distilled.pt"
     state = load_run(path)
     state.pop("format")
-    setup = prepare(DistillConfig(**asked))
+    setup = prepare(DistillConfig(**asked).resolve())
     narrower = make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=4,reduction=2)", 2).state_dict()
     memory = {k: dict(v, exp_avg=torch.zeros(2)) for k, v in state["optimiser"]["state"].items()}
     for change, words in (
@@ -236,7 +237,7 @@ def test_a_sealed_file_that_is_no_checkpoint_of_this_run_is_one_clear_error(aske
             fit(setup)
     save_checkpoint(path, {k: v for k, v in state.items() if k != "adapters"})
     with pytest.raises(FakdError, match="adapters is missing"):
-        prepare(DistillConfig(**asked))
+        prepare(DistillConfig(**asked).resolve())
     torch.save(state, path)  # whole, but not sealed
     with pytest.raises(FakdError, match="cut off, or no checkpoint of this version"):
         fit(setup)
@@ -246,7 +247,7 @@ def test_damage_of_the_kept_snapshots_is_found_before_the_run_goes_on(asked, aft
     folder = killed(asked, after_step)
     path = folder / "snapshots/progress-distilled.npz"
     whole, dice, found = path.read_bytes(), random.Random(4), 0
-    setup = prepare(DistillConfig(**asked))
+    setup = prepare(DistillConfig(**asked).resolve())
     (watcher,) = fakd.train.run._snapshots(setup, "distilled")
     trainer = type("T", (), {"step": 5})()
     watcher.on_start(trainer)
@@ -293,13 +294,13 @@ def test_the_checkpoint_that_is_kept_has_a_finite_next_step_and_the_remedy_can_b
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["student"].values())
     again = asked | {"resume": str(folder)}
     with pytest.raises(FakdError, match="batch_size: 2 -> 3"):
-        prepare(DistillConfig(**again | {"batch_size": 3, "learn_rate": 1e-4}))
+        prepare(DistillConfig(**again | {"batch_size": 3, "learn_rate": 1e-4}).resolve())
     run = distill(**again | {"learn_rate": 1e-4, "clip_norm": 1.0})
     record = run.record
     assert (record.state, record.error, run.dir) == ("finished", None, folder)
     assert [(s["step"], s["learn_rate"], s["clip_norm"]) for s in record.sittings["distilled"]] == [
         (0, 1e-3, 0.0), (4, 1e-4, 1.0)]
-    of_one_setting = prepare(DistillConfig(**asked | {"learn_rate": 1e-4, "clip_norm": 1.0}))
+    of_one_setting = prepare(DistillConfig(**asked | {"learn_rate": 1e-4, "clip_norm": 1.0}).resolve())
     assert record.digest != of_one_setting.digest, "no run of one setting may be taken for it"
 
 
@@ -307,7 +308,7 @@ def test_a_run_that_did_not_diverge_keeps_its_rate(asked, after_step):
     folder = killed(asked, after_step)
     words = "learn_rate: 0.001 -> 0.0001\nOnly more steps.*where it diverged also learn_rate"
     with pytest.raises(FakdError, match=words):
-        prepare(DistillConfig(**asked | {"learn_rate": 1e-4, "resume": str(folder)}))
+        prepare(DistillConfig(**asked | {"learn_rate": 1e-4, "resume": str(folder)}).resolve())
 
 
 def test_a_run_that_diverges_at_once_goes_back_to_its_start(asked):
@@ -343,7 +344,7 @@ def no_training(monkeypatch):
 
 def test_a_run_that_was_stopped_before_its_record_is_scored_and_not_trained_again(asked, no_training):
     asked |= {"compare": True, "equal_time": False}
-    setup = prepare(DistillConfig(**asked))
+    setup = prepare(DistillConfig(**asked).resolve())
     fit(setup, distil=False)
     fit(setup)
     folder = setup.run.dir
@@ -387,12 +388,12 @@ def test_a_run_that_lacks_only_its_page_is_handed_over(asked, no_training, kind)
 def test_a_run_with_its_page_or_without_one_of_its_files_is_asked_anew(asked):
     run = distill(**asked)
     assert (run.dir / "report.html").is_file()
-    second = prepare(DistillConfig(**asked))
+    second = prepare(DistillConfig(**asked).resolve())
     assert second.run.id == f"{run.id}-2" and second.record is None
     (run.dir / "report.html").unlink()
     (run.dir / "weights/distilled.safetensors").unlink()
-    assert prepare(DistillConfig(**asked)).run.id == f"{run.id}-2"
-    assert prepare(DistillConfig(**asked, resume="never")).run.id == f"{run.id}-3"
+    assert prepare(DistillConfig(**asked).resolve()).run.id == f"{run.id}-2"
+    assert prepare(DistillConfig(**asked, resume="never").resolve()).run.id == f"{run.id}-3"
 
 
 # A full disk

@@ -10,8 +10,10 @@ from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record
-from fakd.train.config import PRESETS, DistillConfig
-from fakd.train.run import distill, equal_time_steps, fit, prepare
+from fakd.train.config import DistillConfig
+from fakd.train.presets import PRESETS
+from fakd.train.run import distill, equal_time_steps, fit
+from fakd.train.setup import prepare
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_it_is_the_plain_student_with_as_many_steps_as_the_time_allows(small):
     assert history["plain_equal_time"]["step"] == steps > history["plain"]["step"]
     ratio = history["plain"]["steps_per_s"] / history["distilled"]["steps_per_s"]
     assert steps == round(6 * ratio)
-    longer = prepare(DistillConfig(**small | {"steps": steps, "equal_time": False}))
+    longer = prepare(DistillConfig(**small | {"steps": steps, "equal_time": False}).resolve())
     fit(longer, distil=False)  # the same start, batches and schedule as a plain run of that length
     expected = read_state(longer.run.dir / "weights/plain.safetensors")[0]
     found = read_state(run.dir / "weights/plain_equal_time.safetensors")[0]
@@ -57,7 +59,7 @@ def test_it_is_refused_where_there_is_nothing_to_compare(more):
 
 
 def test_it_cannot_come_before_both_students(small):
-    setup = prepare(DistillConfig(**small))
+    setup = prepare(DistillConfig(**small).resolve())
     with pytest.raises(FakdError, match="train the plain and the distilled student first"):
         fit(setup, equal_time=True)
 

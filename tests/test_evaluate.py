@@ -21,8 +21,8 @@ from fakd.nets.weights import load_net, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import Row, summarise
 from fakd.report.evaluation import evaluation_finding
+from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import Way, measure_scores, prepare_evaluation
-from fakd.train.config import EvaluateConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"

@@ -3,10 +3,11 @@ import csv
 
 import pytest
 
+from fakd.look.watchers import Progress
 from fakd.record import read_history
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, prepare
-from fakd.train.trainer import Progress
+from fakd.train.run import distill, fit
+from fakd.train.setup import prepare
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
 

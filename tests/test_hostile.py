@@ -22,8 +22,9 @@ from fakd.nets.foreign import load_any
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import Run, find_runs, read_history, read_record
+from fakd.study.config import EvaluateConfig, find_weights
 from fakd.study.evaluation import prepare_evaluation
-from fakd.train.config import DistillConfig, EvaluateConfig, find_weights
+from fakd.train.config import DistillConfig
 
 SPEC = "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)"
 

@@ -13,7 +13,8 @@ from fakd.nets.zoo import make_net
 from fakd.record import Run
 from fakd.report.run import run_page
 from fakd.train.config import DistillConfig
-from fakd.train.run import _looked_at, finish, fit, prepare, score
+from fakd.train.run import _looked_at, finish, fit, score
+from fakd.train.setup import prepare
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def asked(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def run(asked) -> Run:
-    setup = prepare(DistillConfig(**asked))
+    setup = prepare(DistillConfig(**asked).resolve())
     fit(setup, distil=False)
     fit(setup)
     score(setup)
@@ -62,7 +63,7 @@ def test_another_image_can_be_chosen_and_is_refused_early(asked, tmp_path):
     setup = prepare(config)
     assert np.array_equal(_looked_at(setup)[0], one_pair(setup.sets[1], "c--d%", 2).lr_img)
     with pytest.raises(FakdError, match="affinity_image mine/f: not in the evaluation sets. .*such as"):
-        prepare(DistillConfig(**asked | {"affinity_image": "mine/f"}))
+        prepare(DistillConfig(**asked | {"affinity_image": "mine/f"}).resolve())
 
 
 def test_known_sets_are_never_the_users_own(shared, monkeypatch):

@@ -15,8 +15,11 @@ from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import resolve_taps, tap_shapes
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import NETS, make_net
-from fakd.train.config import PRESETS, DistillConfig, TeacherConfig, learn_rate_at, str_net
-from fakd.train.run import prepare
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.networks import str_net
+from fakd.train.presets import PRESETS
+from fakd.train.schedules import learn_rate_at
+from fakd.train.setup import prepare
 from fakd.train.teacher import Teacher
 from fakd.train.trainer import Trainer
 

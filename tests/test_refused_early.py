@@ -4,8 +4,10 @@ import unittest.mock
 import pytest
 
 from fakd.core import FakdError
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
-from fakd.train.run import distill, prepare
+from fakd.study.config import EvaluateConfig
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.run import distill
+from fakd.train.setup import prepare
 
 SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", "steps": 2, "batch_size": 2,
          "patch_px": 16, "benchmarks": "sample-eval", "precision": "fp32", "device": "cpu"}
@@ -44,7 +46,7 @@ def test_a_disk_that_is_nearly_full_is_refused(tmp_path):
 
 def test_a_home_folder_is_the_users(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    setup = prepare(DistillConfig(**SMALL, out_dir="~/runs"))
+    setup = prepare(DistillConfig(**SMALL, out_dir="~/runs").resolve())
     assert setup.run.dir.parent == tmp_path / "runs"
     assert setup.given == {**SMALL, "out_dir": "~/runs"}
 
@@ -56,5 +58,5 @@ def test_names_of_any_length_make_a_folder(tmp_path):
     path = tmp_path / f"{'student-' * 29}.safetensors"
     save_weights(make_net(SMALL["student"], 4, seed=1), path)
     loss = "DS+TS+0.1*SA+0.1*AT+0.1*SP+0.1*CWD+0.1*FFT+0.1*NST"
-    setup = prepare(DistillConfig(**{**SMALL, "student": path}, loss=loss, out_dir=tmp_path / "runs"))
+    setup = prepare(DistillConfig(**{**SMALL, "student": path}, loss=loss, out_dir=tmp_path / "runs").resolve())
     assert setup.run.dir.is_dir() and len(setup.run.id) < 150 and "-s0-" in setup.run.id

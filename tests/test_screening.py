@@ -13,9 +13,11 @@ from fakd.data.screening import check_set, data_use, screen
 from fakd.data.sets import image_set, image_sets
 from fakd.images import read_image
 from fakd.report.run import run_page
+from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import prepare_evaluation
-from fakd.train.config import DistillConfig, EvaluateConfig
-from fakd.train.run import finish, fit, prepare, score
+from fakd.train.config import DistillConfig
+from fakd.train.run import finish, fit, score
+from fakd.train.setup import prepare
 
 TINY = {"student": "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)", "loss": "DS", "steps": 1, "batch_size": 2,
         "patch_px": 16, "precision": "fp32"}
@@ -134,7 +136,7 @@ def test_prints_are_kept_and_a_broken_file_is_made_anew(tmp_path):
 
 def ran(folder, **asked):
     "A run without its pages."
-    setup = prepare(DistillConfig(**TINY, **asked, out_dir=str(folder / "runs")))
+    setup = prepare(DistillConfig(**TINY, **asked, out_dir=str(folder / "runs")).resolve())
     fit(setup)
     score(setup)
     return finish(setup)
@@ -148,7 +150,7 @@ def test_a_run_that_trains_on_a_test_says_so_everywhere(tmp_path):
     page = run_page(run).read_text()
     assert "are among the training images" in page and "are not trained on" not in page
     with pytest.warns(UserWarning):
-        setup = prepare(DistillConfig(**TINY, data="sample-eval", benchmarks="sample-eval", out_dir=str(tmp_path)))
+        setup = prepare(DistillConfig(**TINY, data="sample-eval", benchmarks="sample-eval", out_dir=str(tmp_path)).resolve())
     for shown in (repr(setup), setup._repr_html_()):
         assert "5 of 5 images of sample-eval are among the training images" in shown
 
@@ -187,11 +189,11 @@ def test_what_cannot_be_scored_is_refused_in_prepare(tmp_path, kind, said):
     write_image(tmp_path / "set" / "a.png", data.astronaut()[100:196, :120])
     broken(tmp_path / "set", kind)
     with pytest.raises(FakdError, match=said):
-        prepare(DistillConfig(**TINY, data="sample", benchmarks=tmp_path / "set", out_dir=str(tmp_path / "runs")))
+        prepare(DistillConfig(**TINY, data="sample", benchmarks=tmp_path / "set", out_dir=str(tmp_path / "runs")).resolve())
     assert not list((tmp_path / "runs").rglob("*.pt"))
     if kind != "small":
         with pytest.raises(FakdError, match=said):
-            prepare(DistillConfig(**TINY, data=tmp_path / "set", benchmarks="sample-eval", out_dir=str(tmp_path)))
+            prepare(DistillConfig(**TINY, data=tmp_path / "set", benchmarks="sample-eval", out_dir=str(tmp_path)).resolve())
 
 
 def test_perception_needs_larger_images(tmp_path):

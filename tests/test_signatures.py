@@ -8,8 +8,9 @@ import jedi
 import pytest
 
 from fakd.core import FakdError
+from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import evaluate_weights
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from fakd.train.config import DistillConfig, TeacherConfig
 from fakd.train.run import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]

@@ -15,6 +15,7 @@ from fakd.core import FakdError, find_path, static, write_image
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import find_places, suggest_taps, tap_shapes
 from fakd.look.figures import result_table
+from fakd.look.watchers import Progress
 from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import as_net
 from fakd.nets.weights import load_net, read_state, save_weights
@@ -23,9 +24,9 @@ from fakd.record import summarise
 from fakd.report.finding import finding
 from fakd.report.run import run_page
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, loss_needs, prepare, train_teacher
+from fakd.train.run import distill, fit, loss_needs, train_teacher
+from fakd.train.setup import prepare
 from fakd.train.teacher import Teacher, Teachers
-from fakd.train.trainer import Progress
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 WIDE = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
@@ -130,18 +131,18 @@ def test_maps_of_another_size_are_not_suggested_and_refused_when_asked_for(small
     assert sizes == {(8, 8), (4, 4)}
     assert "small" not in suggest_taps(Plain(), make_net(NARROW, 2), 3, 8).teacher
     with pytest.raises(FakdError, match=r"taps last \(8x8\) and small \(4x4\) differ in height or width"):
-        prepare(DistillConfig(**small, taps="[last=small]"), Teacher(Plain(), value_range=1))
+        prepare(DistillConfig(**small, taps="[last=small]", teacher=Teacher(Plain(), value_range=1)).resolve())
 
 
 def test_positions_that_do_not_fit_give_way_only_if_nobody_asked_for_them(small):
-    setup = prepare(DistillConfig(**small), Plain())
+    setup = prepare(DistillConfig(**small, teacher=Plain()).resolve())
     assert setup.config.taps == ["group0=trunk.1", "group1=trunk.3", "last=up.input"]
     assert setup.config._origin["taps"] == "chosen" and "taps" not in setup.given
     for text in (repr(setup), setup._repr_html_()):
         assert "trunk.3" in text and "(6, 8, 8)" in text and "needs at most" in text and "MB" in text
     with pytest.raises(FakdError, match="tap 1: plain has no numbered taps, only paths"):
-        prepare(DistillConfig(**small, taps=[1, 2, 3]), Plain())
-    assert prepare(DistillConfig(**small, taps="[1=trunk.0, last=up.input]"), Plain()).taps == [
+        prepare(DistillConfig(**small, taps=[1, 2, 3], teacher=Plain()).resolve())
+    assert prepare(DistillConfig(**small, taps="[1=trunk.0, last=up.input]", teacher=Plain()).resolve()).taps == [
         ("group0", "trunk.0"), ("last", "up.input")]
 
 
@@ -169,7 +170,7 @@ def test_a_teacher_of_0_to_1_teaches_the_same_as_its_twin_of_0_to_255(small):
 
 
 def test_adapters_are_trained_and_left_out_of_the_weights(small):
-    setup = prepare(DistillConfig(**small, loss="DS+FitNet+VID"), Teacher(Plain(), value_range=1))
+    setup = prepare(DistillConfig(**small, loss="DS+FitNet+VID", teacher=Teacher(Plain(), value_range=1)).resolve())
     seen = []
     original = DistillLoss.forward
     with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +196,7 @@ def test_a_student_may_be_a_module_too(small, files):
     assert run.record.student["spec"] == "plain(value_range=1)" and run.id.startswith("distill-x2-module-plain-")
     again = Plain()
     again.load_state_dict(state)
-    setup = prepare(DistillConfig(**small), Plain())
+    setup = prepare(DistillConfig(**small, teacher=Plain()).resolve())
     rows = evaluate({"distilled": as_net(again, 1)}, setup.sets, 2, progress=False)
     assert summarise(rows)["distilled"] == run.record.summary["distilled"]
 
@@ -208,11 +209,11 @@ def test_a_student_may_be_a_module_too(small, files):
 ])
 def test_a_teacher_that_cannot_teach_is_refused(small, teacher, fault):
     with pytest.raises(FakdError, match=fault):
-        prepare(DistillConfig(**small), teacher)
+        prepare(DistillConfig(**small, teacher=teacher).resolve())
 
 
 def test_a_teacher_that_was_at_hand_must_be_given_again(small):
-    config = prepare(DistillConfig(**small), Plain()).config
+    config = prepare(DistillConfig(**small, teacher=Plain()).resolve()).config
     with pytest.raises(FakdError, match=r"teacher module plain: it was a Python object. Give it again"):
         prepare(config)
     assert prepare(config, Plain()).config.taps == config.taps
@@ -234,7 +235,7 @@ def test_a_network_may_teach_itself_and_a_frozen_student_is_refused(small):
     assert not all(torch.equal(value, before[name]) for name, value in after.items())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(FakdError, match=r"student plain: none of its parameters is trained"):
-        prepare(DistillConfig(**small), Plain(), as_net(Plain()).requires_grad_(False))
+        prepare(DistillConfig(**small, teacher=Plain(), student=as_net(Plain()).requires_grad_(False)).resolve())
 
 
 def test_rows_of_maps_behind_the_upsampler_belong_to_the_query_pixel(small, files):
@@ -265,7 +266,7 @@ def test_a_teacher_of_every_family_can_be_trained_and_found_again(small, tmp_pat
         run = train_teacher(**asked, net=net)
         assert run.id.startswith(f"teacher-x2-{name}-s0-")
         file = str(run.dir / "weights/teacher.safetensors")
-        assert prepare(DistillConfig(**small, teacher=file)).teacher.scale == 2
+        assert prepare(DistillConfig(**small, teacher=file).resolve()).teacher.scale == 2
 
 
 # Several
@@ -314,7 +315,7 @@ def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_a
     assert about["params"] == sum(net["params"] for net in about["nets"].values())
     assert [net["source"] for net in about["nets"].values()] == files
     for method, file in zip(("teacher 1", "teacher 2"), files, strict=True):
-        rows = evaluate({method: load_net(file)}, prepare(DistillConfig(**small), Plain()).sets, 2, progress=False)
+        rows = evaluate({method: load_net(file)}, prepare(DistillConfig(**small, teacher=Plain()).resolve()).sets, 2, progress=False)
         found, wanted = (list(means[method].values())[0]["psnr_y"] for means in (summarise(rows), record["summary"]))
         assert found == pytest.approx(wanted, abs=1e-4)  # another memory layout may round a pixel the other way
     assert [row["title"] for row in result_table(run.record).rows] == [
@@ -328,7 +329,7 @@ def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_a
 
 
 def test_several_teachers_at_once_need_the_memory_of_all(small, files):
-    needs = {draw: prepare(DistillConfig(**small, teacher="+".join(files), teacher_draw=draw)) for draw in
+    needs = {draw: prepare(DistillConfig(**small, teacher="+".join(files), teacher_draw=draw).resolve()) for draw in
              ("random", "mean")}
     text = {draw: repr(setup) for draw, setup in needs.items()}
     assert all("block0 (12, 8, 8)" in t and "group0 (16, 8, 8)" in t for t in text.values())
@@ -337,11 +338,11 @@ def test_several_teachers_at_once_need_the_memory_of_all(small, files):
 
 def test_places_of_several_teachers_may_differ(small, files):
     asked = small | {"teacher": "+".join(files)}
-    assert prepare(DistillConfig(**asked, taps="[1, last=group1+block1]")).taps == [
+    assert prepare(DistillConfig(**asked, taps="[1, last=group1+block1]").resolve()).taps == [
         ("group0", "group0", "block0"), ("last", "group1", "block1")]
     with pytest.raises(FakdError, match="3 places for 2 teachers; give one for all or one for each"):
-        prepare(DistillConfig(**asked, taps="[last=1+2+3]"))
-    mixed = prepare(DistillConfig(**small), [make_net(WIDE, 2), Plain()])
+        prepare(DistillConfig(**asked, taps="[last=1+2+3]").resolve())
+    mixed = prepare(DistillConfig(**small, teacher=[make_net(WIDE, 2), Plain()]).resolve())
     assert mixed.config.taps == ["group0=group0+trunk.1", "group1=group1+trunk.3", "last=last+up.input"]
     assert mixed.config.teacher == f"module {WIDE}+module plain"
     page = mixed._repr_html_()
@@ -355,7 +356,7 @@ def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, d
                      "loss": "DS+TS+10*SA+FitNet+MGD"}
 
     def weights(out_dir):
-        setup = prepare(DistillConfig(**asked | {"out_dir": str(out_dir)}))
+        setup = prepare(DistillConfig(**asked | {"out_dir": str(out_dir)}).resolve())
         fit(setup)
         return setup, read_state(setup.run.dir / "weights/distilled.safetensors")[0]
 
@@ -374,12 +375,12 @@ def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, d
     assert all(torch.equal(value, found[name]) for name, value in whole.items())
     with pytest.raises(FakdError, match="teacher_draw: "):
         other = asked | {"out_dir": str(tmp_path / "third")}
-        first = prepare(DistillConfig(**other))
+        first = prepare(DistillConfig(**other).resolve())
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Progress, "on_step", stop)
             fit(first)
         change = {"teacher_draw": "mean" if draw == "random" else "random", "resume": str(first.run.dir)}
-        fit(prepare(DistillConfig(**other | change)))
+        fit(prepare(DistillConfig(**other | change).resolve()))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
