@@ -300,7 +300,7 @@ def test_an_input_that_exceeds_memory_is_refused_before_anything_is_measured(tmp
     save_weights(make_net(SPEC, 2), tmp_path / "w.safetensors")
     asked = EvaluateConfig(weights=str(tmp_path / "w.safetensors"), benchmarks="sample-eval", input_px=10**6,
                            device="cpu", out_dir=str(tmp_path))
-    refused(lambda: prepare_evaluation(asked), "input_px=1000000 needs", "GB of memory")
+    refused(lambda: prepare_evaluation(asked.resolve()), "input_px=1000000 needs", "GB of memory")
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 

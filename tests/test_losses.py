@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError, torch_rng
@@ -27,8 +28,6 @@ from fakd.distil.loss import (
 from fakd.distil.relations import RBF
 from fakd.distil.taps import Taps
 from fakd.distil.upcycle import Upcycle
-from fakd.train.config import DistillConfig
-from fakd.train.setup import prepare
 from fakd.train.trainer import make_optimiser
 
 # The authors' values: inputs and values are in the repository, gradients only beside the developers' checkout.
@@ -609,6 +608,6 @@ def test_a_loss_called_directly_refuses_them_too():
 )
 def test_a_run_refuses_them_before_it_has_a_folder(loss, more, message, tmp_path):
     with pytest.raises(FakdError) as found:
-        prepare(DistillConfig(**SMALL | more, loss=loss, out_dir=str(tmp_path)).resolve())
+        prepared(**SMALL | more, loss=loss, out_dir=str(tmp_path))
     assert message in str(found.value)
     assert not list(tmp_path.iterdir())

@@ -8,14 +8,13 @@ import time
 
 import pytest
 import torch
+from fixtures import prepared
 
 from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import Run
-from fakd.train.config import DistillConfig
 from fakd.train.run import distill, fit
-from fakd.train.setup import prepare
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 
@@ -92,7 +91,7 @@ def test_resuming_with_changed_settings_is_refused_and_more_steps_are_allowed(sm
     process.wait()
     asked = small | {"out_dir": str(out_dir), "resume": str(folder)}
     with pytest.raises(FakdError, match=r"learn_rate: 0.001 -> 0.01"):
-        fit(prepare(DistillConfig(**asked | {"learn_rate": 0.01}).resolve()), distil=False)
+        fit(prepared(**asked | {"learn_rate": 0.01}), "plain")
     run = distill(**asked | {"steps": 44, "workers": 1})
     assert run.id == folder.name
     assert run.record.history["distilled"]["step"] == 44
