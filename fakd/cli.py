@@ -17,8 +17,9 @@ from importlib import import_module
 from pathlib import Path
 
 from .commands import SHELLS, add_commands, completion, dashed, refuse
-from .core import FakdError, choose_device, find_path, set_threads
+from .core import FakdError, find_path
 from .data.download import data_get, data_list, data_lr_sources, data_verify
+from .devices import choose_device, set_threads
 from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
 from .measure.onnx import OnnxNet, open_net
 from .measure.upscale import MEMORY_MB, Net, net_scale, upscale

@@ -28,10 +28,11 @@ from .nets.zoo import NETS, make_net, parse_net
 from .pages import make_pages
 from .record import Run
 from .report.run import index_page
+from .runs import distill, train_teacher
 from .settings import Config
+from .study.config import EvaluateConfig
 from .study.evaluation import evaluate_weights
-from .train.config import DistillConfig, EvaluateConfig, TeacherConfig
-from .train.run import distill, train_teacher
+from .train.config import DistillConfig, TeacherConfig
 
 # %% auto #0
 __all__ = ['SHELLS', 'add_fields', 'settings_of', 'dashed', 'add_commands', 'Option', 'refuse', 'completion']

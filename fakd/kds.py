@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from .core import FakdError, Spec, atomic_write, choose_device, nearest, parse_spec, quantise
+from .core import FakdError, Spec, atomic_write, nearest, parse_spec
+from .devices import choose_device
 from .distil.loss import LOSSES, DistillLoss, check_spec
 from .distil.relations import SA
 from .distil.taps import Taps, resolve_taps
+from .images import quantise
 from .measure.metrics import rgb_to_y
 from .nets.blocks import SCALES
 from .nets.value_range import settle_range

@@ -39,8 +39,9 @@ def make_pages(
     run: Run,   # finished
 ) -> Pages:
     "Write the report and the explorer of a run."
-    module, page = ("evaluate_report", "evaluation_page") if run.record.kind == "evaluate" else ("report", "run_page")
-    makers = {"explorer": ("explorer", "save_explorer"), "report": (module, page)}  # the report links to the explorer
+    kind, page = ("evaluation", "evaluation_page") if run.record.kind == "evaluate" else ("run", "run_page")
+    makers = {"explorer": ("look.explorer", "save_explorer"),  # first, for the report links to it
+              "report": (f"report.{kind}", page)}
     made: dict[str, Path | str] = {}
     for name, (module, function) in makers.items():
         try:

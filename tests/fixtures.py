@@ -11,7 +11,7 @@ import skimage.data
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from fakd.core import write_image
+from fakd.images import write_image
 from fakd.record import METHODS, Artefact, Record, Row, Run, artefacts, environment, summarise, write_record
 from fakd.train.config import DistillConfig
 from fakd.train.setup import Setup, prepare

@@ -9,9 +9,10 @@ from fixtures import make_run_fixture
 from PIL import Image
 
 import fakd.data.sets
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.degrade import degrade, modcrop
 from fakd.data.sets import SETS, found_benchmarks, image_set, image_sets, lr_source
+from fakd.images import write_image
 from fakd.look.figures import scenes
 from fakd.record import Row, summarise
 from fakd.study.config import EvaluateConfig

@@ -16,8 +16,8 @@ from torch import nn
 
 import fakd
 from fakd.cli import find_jobs, main, upscale_files
-from fakd.core import FakdError, write_image
-from fakd.images import Picture, read_image, read_picture, write_picture
+from fakd.core import FakdError
+from fakd.images import Picture, read_image, read_picture, write_image, write_picture
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
 

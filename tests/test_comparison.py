@@ -16,12 +16,12 @@ from fixtures import make_run_fixture, prepared
 from torch import nn
 from torch.nn import functional as F
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.pairs import Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import Taps
-from fakd.images import read_image
+from fakd.images import read_image, write_image
 from fakd.look.figures import result_table
 from fakd.look.watchers import Snapshots
 from fakd.measure.metrics import psnr_y

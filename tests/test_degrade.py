@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.degrade import degrade, degrade_folder, imresize, modcrop
-from fakd.images import list_images, read_image
+from fakd.images import list_images, read_image, write_image
 
 SETS = Path(__file__).parents[2] / "shared" / "data" / "benchmark"
 SCALES = (2, 3, 4, 8)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from fakd.cli import main
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data import download
 from fakd.data.degrade import degrade
 from fakd.data.download import Archive, data_get, data_list, data_verify, fetch, unpack
+from fakd.images import write_image
 
 NAMES = ("baby", "bird", "butterfly", "head", "woman")
 

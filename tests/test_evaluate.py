@@ -11,10 +11,10 @@ import torch
 from fixtures import STUDENT, make_run_fixture
 from torch import nn
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.degrade import imresize
 from fakd.data.sets import image_set
-from fakd.images import read_image
+from fakd.images import read_image, write_image
 from fakd.measure.evaluate import bicubic_rows, evaluate, self_ensemble, super_resolve
 from fakd.measure.metrics import luma_pair, luma_scores, psnr_y
 from fakd.nets.weights import load_net, save_weights

@@ -15,9 +15,10 @@ import skimage.data
 import torch
 from PIL import Image
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.sets import image_set
 from fakd.distil.affinity import affinity_row
+from fakd.images import write_image
 from fakd.look.affinity import progress_view, read_affinity, read_progress
 from fakd.look.explorer import (
     SHIPPED,
@@ -36,7 +37,7 @@ from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
 from fakd.record import Run
 from fakd.report.run import run_page
-from fakd.train.run import distill, train_teacher
+from fakd.runs import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats={},reduction=4)"

@@ -30,8 +30,8 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell
 from PIL import Image
 
-from fakd.core import write_image
 from fakd.distil.affinity import affinity_row
+from fakd.images import write_image
 from fakd.look.affinity import AffinityProgress
 from fakd.look.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer, still_picture
 from fakd.nets.zoo import make_net

@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 from fixtures import make_run_fixture
 
-from fakd.core import write_image
+from fakd.images import write_image
 from fakd.look.figures import crop_figure, curve_figure, gain_figure, pareto_figure
 from fakd.record import Row, Run, summarise
 from fakd.report.evaluation import evaluation_page

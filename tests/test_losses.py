@@ -10,7 +10,7 @@ import torch
 from fixtures import prepared
 from torch import nn
 
-from fakd.core import FakdError, torch_rng
+from fakd.core import FakdError
 from fakd.data.degrade import imresize
 from fakd.distil.affinity import pairs_l1, spatial_affinity, unit_maps
 from fakd.distil.features import MGD
@@ -28,6 +28,7 @@ from fakd.distil.loss import (
 from fakd.distil.relations import RBF
 from fakd.distil.taps import Taps
 from fakd.distil.upcycle import Upcycle
+from fakd.draws import torch_rng
 from fakd.train.trainer import make_optimiser
 
 # The authors' values: inputs and values are in the repository, gradients only beside the developers' checkout.

@@ -10,8 +10,9 @@ import skimage.data
 from fixtures import make_run_fixture
 from torch import nn
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.pairs import ImagePair
+from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net

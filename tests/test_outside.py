@@ -51,7 +51,7 @@ def test_a_package_distils_evaluates_and_reports_in_any_folder(installed, elsewh
 import fakd
 from fakd.report.evaluation import published_tables
 from fakd.study.evaluation import evaluate_weights
-from fakd.train.run import distill
+from fakd.runs import distill
 print(fakd.__file__)
 run = distill({SIZES}, benchmarks="sample-eval")
 run = evaluate_weights(weights=f"{{run.dir}}+data/weights/student-x4-plain.safetensors", repeats=0, out_dir="scores",

@@ -5,8 +5,9 @@ import pytest
 import skimage.data
 from fixtures import prepared
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.sets import image_set, one_pair
+from fakd.images import write_image
 from fakd.look.affinity import read_affinity, read_progress
 from fakd.look.figures import scenes
 from fakd.nets.weights import save_weights

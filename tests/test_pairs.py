@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.pairs import ImageCache, ImagePair, Patches, cached_pairs, prefetch
 from fakd.data.sets import image_set
+from fakd.images import write_image
 
 
 def coordinates(name, h, w, scale, mark=0):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fakd.core import FakdError, parse_spec, write_image
+from fakd.core import FakdError, parse_spec
 from fakd.data.pairs import Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import resolve_taps, tap_shapes
+from fakd.images import write_image
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import NETS, make_net
 from fakd.train.config import DistillConfig, TeacherConfig

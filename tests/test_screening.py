@@ -8,11 +8,11 @@ from fixtures import prepared
 from PIL import Image
 from skimage import data
 
-from fakd.core import FakdError, write_image
+from fakd.core import FakdError
 from fakd.data.degrade import imresize
 from fakd.data.screening import check_set, data_use, screen
 from fakd.data.sets import image_set, image_sets
-from fakd.images import read_image
+from fakd.images import read_image, write_image
 from fakd.report.run import run_page
 from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import prepare_evaluation

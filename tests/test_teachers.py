@@ -12,9 +12,10 @@ import torch
 from fixtures import prepared
 from torch import nn
 
-from fakd.core import FakdError, find_path, static, write_image
+from fakd.core import FakdError, find_path, static
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import find_places, suggest_taps, tap_shapes
+from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.look.watchers import Progress
 from fakd.measure.evaluate import evaluate

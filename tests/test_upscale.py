@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fakd.core import FakdError, to_batch, to_images
+from fakd.core import FakdError
 from fakd.data.degrade import imresize
 from fakd.data.sets import image_set
+from fakd.images import to_batch, to_images
 from fakd.measure.metrics import psnr_y
 from fakd.measure.upscale import _ramps, _windows, fit_tile, pixel_bytes, tiled, upscale
 from fakd.nets.weights import load_net

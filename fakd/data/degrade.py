@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array
 
-from ..core import FakdError, cpu_quota, find_path, pick, write_image
-from ..images import image_size, list_images, read_image
+from ..core import FakdError, find_path, pick
+from ..devices import cpu_quota
+from ..images import image_size, list_images, read_image, write_image
 from ..progress import Bar
 
 # %% auto #0

@@ -29,9 +29,10 @@ import numpy as np
 import pooch
 import requests
 
-from ..core import FakdError, cpu_quota, pick, root
+from ..core import FakdError, pick, root
 from .degrade import degrade
 from .sets import SETS, ImageSet, image_set, lr_source, set_files
+from ..devices import cpu_quota
 from ..files import memory_bound, regular_file
 from ..images import read_image
 from ..progress import Bar

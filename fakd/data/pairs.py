@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import FakdError, cpu_quota, rng, root
+from ..core import FakdError, root
+from ..devices import cpu_quota
+from ..draws import rng
 from ..files import read_json
 from ..progress import Bar
 

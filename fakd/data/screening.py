@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..core import FakdError, atomic_write, digest
+from ..core import FakdError, atomic_write
 from .pairs import ImagePair, cache_dir
 from .sets import ImageSet, lr_source
+from ..digest import digest
 from ..files import read_arrays
 from ..progress import Bar
 from ..record import DataUse, read_record

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core import FakdError, digest, find_path, nearest, places
+from ..core import FakdError, find_path, nearest, places
 from .degrade import degrade, modcrop
 from .pairing import Entry, check_name, find_entries, name_apart, name_key, twins
 from .pairs import ImagePair, cached_pairs, in_order
+from ..digest import digest
 from ..images import read_image
 from ..progress import Bar
 

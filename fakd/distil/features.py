@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import FakdError, torch_rng
+from ..core import FakdError
 from .affinity import mean_abs, unit_maps, widen
 from .relations import MapTerm
+from ..draws import torch_rng
 
 # %% auto #0
 __all__ = ['AT', 'FSP', 'AdaptedTerm', 'FitNet', 'CWD', 'VID', 'MGD', 'NST']

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..core import FakdError, Spec, nearest, parse_spec, torch_rng
+from ..core import FakdError, Spec, nearest, parse_spec
 from .features import AT, CWD, FSP, MGD, NST, VID, FitNet
 from .images import CSD, DS, FFT, TS, Wavelet, bicubic
 from .relations import CA, IA, MMD, PKT, PSA, RBF, RKD, SA, SP
 from .upcycle import Invert, Net, ZoomIn, ZoomOut
+from ..draws import torch_rng
 
 # %% auto #0
 __all__ = ['LOSSES', 'Shapes', 'KINDS', 'LossTerm', 'EachTeacher', 'DistillLoss', 'check_spec', 'refuse_idle', 'loss_memory',

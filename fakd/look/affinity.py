@@ -21,10 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 
-from ..core import FakdError, pick, rng, to_batch
+from ..core import FakdError, pick
 from ..distil.affinity import MOST_PAIRS, affinity_distance, pixel_row, unit_maps
 from ..distil.taps import Taps, resolve_taps
+from ..draws import rng
 from ..files import Arrays, read_arrays
+from ..images import to_batch
 from .figures import THEMES, TITLES, Figures, blank_figure, figure_style, fixed, line_style, show_image
 from ..progress import Bar
 from ..record import Run

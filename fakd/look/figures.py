@@ -24,8 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core import FakdError, atomic_write, parse_spec, to_images
-from ..images import read_image
+from ..core import FakdError, atomic_write, parse_spec
+from ..images import read_image, to_images
 from ..record import METHODS, Compared, Record, Row, Run, compare_sets, gains, known_methods, left_out_words
 
 # %% auto #0

@@ -13,10 +13,11 @@ import numpy as np
 from scipy import ndimage
 from torch import nn
 
-from ..core import FakdError, nearest, write_image
+from ..core import FakdError, nearest
 from ..data.degrade import imresize
 from ..data.pairs import ImagePair
 from ..data.sets import ImageSet, one_pair, set_files
+from ..images import write_image
 from ..measure.evaluate import super_resolve
 from ..record import Run
 

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import FakdError, atomic_write, digest, to_batch
+from ..core import FakdError, atomic_write
+from ..digest import digest
 from ..distil.affinity import affinity_distance, mean_row
 from ..distil.taps import Taps
 from ..files import read_arrays
+from ..images import to_batch
 from .figures import curve_figure
 from ..progress import Bar, notebook_display
 from ..record import Run, write_history

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import PRECISIONS, FakdError, pick, to_batch, to_images
+from ..core import FakdError, pick
 from ..data.degrade import imresize
 from ..data.pairs import ImagePair
 from ..data.sets import ImageSet
+from ..devices import PRECISIONS
+from ..images import to_batch, to_images
 from .metrics import psnr_y, ssim_y
 from .upscale import LEAST, Net, bordered, tiled
 from ..nets.foreign import as_net

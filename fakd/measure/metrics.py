@@ -18,9 +18,10 @@ import torch
 from scipy.ndimage import correlate1d
 from torch import Tensor, nn
 
-from ..core import FakdError, find_path, to_batch
+from ..core import FakdError, find_path
 from ..data.degrade import imresize
 from ..files import read_tensors
+from ..images import to_batch
 
 # %% auto #0
 __all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'ssim_rgb', 'luma_pair', 'luma_scores', 'lpips', 'dists',

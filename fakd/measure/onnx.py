@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import FakdError, atomic_write, digest, rng
+from ..core import FakdError, atomic_write
+from ..digest import digest
+from ..draws import rng
 from ..files import check_kind, memory_bound, memory_left, regular_file
 from .upscale import net_scale, pixel_bytes
 from ..nets.blocks import SCALES, check_scale

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import FakdError, to_batch
+from ..core import FakdError
 from ..data.degrade import degrade
-from ..images import read_image
+from ..images import read_image, to_batch
 
 # %% auto #0
 __all__ = ['RANGES', 'SIDE', 'LEVELS', 'WORST', 'LEAD', 'LEVELS_OFF', 'LEVEL_LEAD', 'in_range', 'probe_images', 'evaluating',

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..core import FakdError, Spec, atomic_write, digest, find_path, parse_spec
+from ..core import FakdError, Spec, atomic_write, find_path, parse_spec
+from ..digest import digest
 from ..files import parse_json, read_tensors
 from .blocks import SCALES
 from .value_range import Finding, try_views

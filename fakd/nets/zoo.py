@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import FakdError, Spec, nearest, parse_spec, pick, torch_rng
+from ..core import FakdError, Spec, nearest, parse_spec, pick
+from ..draws import torch_rng
 from ..files import must_fit
 from .edsr import EDSR
 from .rcan import RCAN

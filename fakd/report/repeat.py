@@ -47,8 +47,7 @@ def _yaml(value: Any) -> str:
 
 # %% ../../nbs/73_report.repeat.ipynb #4ff7b3d7
 NOTEBOOKS = {kind: f"run_{kind}" for kind in ("distill", "teacher", "evaluate")}
-_CALLS = {"distill": ("fakd.train.run", "distill"), "teacher": ("fakd.train.run", "train_teacher"),
-          "evaluate": ("fakd.study.evaluation", "evaluate_weights")}
+_CALLS = {"distill": "distill", "teacher": "train_teacher", "evaluate": "evaluate_weights"}
 
 
 def _papermill(kind: str, given: Mapping[str, Any]) -> str:
@@ -69,9 +68,9 @@ def _fakd(kind: str, given: Mapping[str, Any]) -> str:
 
 def _python(kind: str, given: Mapping[str, Any]) -> str:
     "Two lines of Python."
-    module, call = _CALLS[kind]
+    call = _CALLS[kind]
     at_hand = {name: found for name, value in given.items() if (found := modules_in(value))}
-    lines = [f"from {module} import {call}", ""]
+    lines = [f"from fakd import {call}", ""]
     lines += [f"# {name} was a Python object: {' and '.join(specs)!r}" for name, specs in at_hand.items()]
     words = [f"{name}={name if name in at_hand else repr(value)}" for name, value in given.items()]
     return "\n".join([*lines, f"{call}({', '.join(words)})"])

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import field_validator
 
-from ..core import FakdError, choose_device, choose_precision, find_path, portable
+from ..core import FakdError, find_path, portable
 from ..data.sets import found_benchmarks, image_sets, read_sets
+from ..devices import choose_device, choose_precision
 from ..files import read_json
 from ..measure.metrics import perceptual_measures
 from ..nets.blocks import SCALES

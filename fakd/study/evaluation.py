@@ -17,17 +17,20 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
-from ..core import FakdError, code_digest, digest, find_path, set_threads, write_image
+from ..core import FakdError, find_path
 from ..data.degrade import imresize
 from ..data.screening import PERCEPTION_PX, evaluation_use
 from ..data.sets import ImageSet, image_sets
+from ..devices import set_threads
+from ..digest import code_digest, digest
 from ..files import must_fit
+from ..images import write_image
 from ..measure.cost import describe_net, latencies, peak_memory
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from ..measure.metrics import perceptual_measures
 from ..measure.onnx import open_net
 from ..measure.upscale import pixel_bytes
-from ..nets.foreign import as_net, assumed_of, spec_of
+from ..nets.foreign import as_net, assumed_of
 from ..nets.weights import net_digest
 from ..pages import make_pages
 from ..progress import Bar

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import field_serializer, field_validator
 from torch import nn
 
-from ..core import FakdError, choose_device, choose_precision, find_path, parse_spec, pick
+from ..core import FakdError, find_path, parse_spec, pick
 from ..data.sets import found_benchmarks, image_set, image_sets, read_sets
+from ..devices import choose_device, choose_precision
 from ..distil.loss import DistillLoss, check_spec
 from ..nets.weights import read_state
 from ..nets.zoo import parse_net

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..core import FakdError, digest, find_path, sweep
+from ..core import FakdError, find_path, sweep
+from ..digest import digest
 from ..record import Record, Run, runs_folder
 from .checkpoint import REMEDIES, differences, latest, load_run, refuse_changes, sitting
 from .config import TrainConfig, run_name

@@ -17,17 +17,17 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..core import FakdError, atomic_write, pick, to_batch
+from ..core import FakdError, atomic_write, pick
 from ..data.pairs import ImagePair
 from ..distil.affinity import mean_row
 from ..distil.taps import Taps
+from ..images import to_batch
 from ..look.keep import keep_images
 from ..look.watchers import Curves, HistoryFile, Progress, Snapshots
 from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
 from ..measure.metrics import psnr_y
 from ..nets.foreign import Foreign, assumed_of
 from ..nets.weights import load_net, load_weights, save_weights
-from ..pages import make_pages
 from fakd.record import (
     Record,
     Row,
@@ -40,15 +40,14 @@ from fakd.record import (
     write_history,
     write_record,
 )
-from ..settings import written_out
 from .checkpoint import latest, resumed_words
-from .config import DistillConfig, TeacherConfig
+from .config import DistillConfig
 from .resume import diverged, drop_checkpoints
 from .setup import AT_HAND, Setup, about_net, make_loss, prepare
 from .trainer import Diverged, Saver, Trainer, remedy, restore
 
 # %% auto #0
-__all__ = ['Fitted', 'equal_time_steps', 'fit', 'held_out_psnr', 'score', 'finish', 'complete', 'distill', 'train_teacher']
+__all__ = ['Fitted', 'equal_time_steps', 'fit', 'held_out_psnr', 'score', 'finish', 'complete']
 
 # %% ../../nbs/69_train.run.ipynb #e194ebbb
 @dataclass
@@ -284,82 +283,3 @@ def complete(
     for method in setup.config.methods:
         fitted.append(fit(setup, method, fitted))
     return finish(setup, fitted, score(setup, fitted))
-
-# %% ../../nbs/69_train.run.ipynb #565044b2
-def _distil(given: dict[str, Any]) -> Run:
-    "`distill`, with what was given."
-    return _with_pages(complete(prepare(DistillConfig(**given).resolve())))
-
-
-def _train_teacher(given: dict[str, Any]) -> Run:
-    "`train_teacher`, with what was given."
-    return _with_pages(complete(prepare(TeacherConfig(**given).resolve())))
-
-
-def _with_pages(run: Run) -> Run:
-    "The run, with report and explorer as its notebook leaves them; says where they are."
-    print(make_pages(run))
-    return run
-
-# %% ../../nbs/69_train.run.ipynb #f772ae97
-@written_out(_distil)
-def distill(  # type: ignore[empty-body]
-    *,
-    scale: int = 4,  # upscaling factor: 2, 3, 4 or 8
-    preset: str = "mini",  # fills what is None: mini (minutes), small (hours on DIV2K), paper (FAKD's recipe)
-    student: Any = "rcan",  # a network, sizes in brackets; or a weights file to start from
-    teacher: Any = None,  # a weights file, or a network with weights in data/weights; several joined by +
-    teacher_draw: str = "random",  # with several teachers: random (one drawn for each batch) or mean (all, averaged)
-    data: Any = None,  # training images: "sample", "DIV2K", another set, a folder, or several joined by +
-    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
-    loss: str = "0.5*DS+0.5*TS+10*SA",  # terms with weights, joined by +; `fakd losses` lists them
-    taps: Sequence[int | str] | None = None,  # maps to compare: positions [1, 2, 3], names, or pairs of names
-    affinity_image: str | None = None,  # image whose affinity is kept, SET/IMAGE
-    steps: int | None = None,  # optimiser steps, 1 or more; None: the preset's
-    batch_size: int | None = None,  # patches a step, 1 or more; None: the preset's
-    accumulate: int = 1,  # equal parts that a batch is computed in, to save memory: a divisor of batch_size
-    patch_px: int | None = None,  # side of the LR patch in pixels, 4 or more; None: the preset's
-    learn_rate: float | None = None,  # Adam's learning rate before the schedule, above 0; None: the preset's
-    schedule: str | None = None,  # constant, cosine(warmup, floor) or step(at, gamma), see `learn_rate_at`
-    clip_norm: float | None = None,  # largest norm of the gradient, 0 for no clipping; None: the preset's
-    ema: float | None = None,  # decay of the averaged weights that are reported, 0 (none) to below 1
-    compare: bool = True,  # True or False: also train the same student without a teacher
-    equal_time: bool | None = None,  # True or False: and once more for the time that the distilled run takes
-    seed: int = 0,  # of initial weights, patches and every other draw: 0 or more
-    precision: str = "auto",  # auto, fp32, bf16, or fp16 on CUDA
-    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
-    workers: int | None = None,  # threads that read images, 1 to 256; None: one a CPU
-    checkpoint_min: float = 1.0,  # minutes between checkpoints; 0 for one after every step
-    resume: str = "auto",  # auto: continue this run if it is unfinished; never; or the folder of a run
-    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
-) -> Run:
-    "A whole distillation run without a notebook: leaves record, weights, report and explorer, and says where."
-
-# %% ../../nbs/69_train.run.ipynb #97bb71a3
-@written_out(_train_teacher)
-def train_teacher(  # type: ignore[empty-body]
-    *,
-    scale: int = 4,  # upscaling factor: 2, 3, 4 or 8
-    preset: str = "mini",  # fills what is None: mini (hours on a CPU), small (DIV2K), paper (full size)
-    net: str = "rcan",  # a network, its sizes from the preset or in brackets
-    init: Any = None,  # weights file to start from; tensors of equal name and shape are taken; None: from the seed
-    data: Any = None,  # training images: "sample", "DIV2K", another set, a folder, or several joined by +
-    benchmarks: Any = None,  # sets or folders to evaluate on, joined by +; None: sample-eval and every benchmark found
-    loss: str = "DS",  # terms that need no teacher, joined by +: DS, FFT, Wavelet; see `fakd losses`
-    steps: int | None = None,  # optimiser steps, 1 or more; None: the preset's
-    batch_size: int | None = None,  # patches a step, 1 or more; None: the preset's
-    accumulate: int = 1,  # equal parts that a batch is computed in, to save memory: a divisor of batch_size
-    patch_px: int | None = None,  # side of the LR patch in pixels, 4 or more; None: the preset's
-    learn_rate: float | None = None,  # Adam's learning rate before the schedule, above 0; None: the preset's
-    schedule: str | None = None,  # constant, cosine(warmup, floor) or step(at, gamma), see `learn_rate_at`
-    clip_norm: float | None = None,  # largest norm of the gradient, 0 for no clipping; None: the preset's
-    ema: float | None = None,  # decay of the averaged weights that are reported, 0 (none) to below 1
-    seed: int = 0,  # of initial weights, patches and every other draw: 0 or more
-    precision: str = "auto",  # auto, fp32, bf16, or fp16 on CUDA
-    device: str = "auto",  # auto (CUDA where there is one), cpu, cuda or cuda:N
-    workers: int | None = None,  # threads that read images, 1 to 256; None: one a CPU
-    checkpoint_min: float = 1.0,  # minutes between checkpoints; 0 for one after every step
-    resume: str = "auto",  # auto: continue this run if it is unfinished; never; or the folder of a run
-    out_dir: str | Path = "reports/runs",  # folder of runs: from the project's root, absolute, or with ~
-) -> Run:
-    "A whole teacher run without a notebook: leaves record, weights, report and explorer, and says where."

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import FakdError, code_digest, digest, set_threads
+from ..core import FakdError
 from ..data.pairs import ImagePair, Patches
 from ..data.screening import screen
 from ..data.sets import ImageSet, image_set, image_sets
+from ..devices import set_threads
+from ..digest import code_digest, digest
 from ..distil.loss import DistillLoss, loss_memory, refuse_idle
 from ..distil.taps import Taps, tap_shapes
 from ..look.keep import affinity_pair, middles, query_pixels

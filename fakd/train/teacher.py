@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import FakdError, pick, torch_rng
+from ..core import FakdError, pick
 from ..distil.affinity import widen
 from ..distil.images import features_of
 from ..distil.taps import Taps, resolve_taps, suggest_taps
+from ..draws import torch_rng
 from ..nets.foreign import as_net, spec_of
 
 # %% auto #0

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..core import PRECISIONS, FakdError
+from ..core import FakdError
 from ..data.pairs import Patches, prefetch
+from ..devices import PRECISIONS
 from ..distil.loss import DistillLoss
 from ..distil.taps import Taps
 from ..look.watchers import Moment
