@@ -61,6 +61,7 @@ def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
     return value
 
 # %% ../nbs/08_settings.ipynb #d377e9b4
+# long: what a setting is, where it came from and how it is shown belong together
 class Config(BaseModel):
     "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
 

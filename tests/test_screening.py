@@ -16,6 +16,7 @@ from fakd.images import read_image, write_image
 from fakd.report.run import run_page
 from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import prepare_evaluation
+from fakd.train.run import complete
 
 TINY = {"student": "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)", "loss": "DS", "steps": 1, "batch_size": 2,
         "patch_px": 16, "precision": "fp32"}

@@ -39,6 +39,7 @@ __all__ = ['RunConfig', 'Asked', 'TrainConfig', 'DistillConfig', 'TeacherConfig'
            'run_name']
 
 # %% ../../nbs/64_train.config.ipynb #e3219fb3
+# long: a field a line or two
 class TrainConfig(Config):
     "What every training run has; `DistillConfig` and `TeacherConfig` add their own."
 
@@ -109,6 +110,7 @@ class TrainConfig(Config):
         return [self.main]
 
 # %% ../../nbs/64_train.config.ipynb #883adf19
+# long: a field a line or two
 class DistillConfig(TrainConfig):
     "What a distillation run is."
 

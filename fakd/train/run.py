@@ -43,7 +43,7 @@ from fakd.record import (
 from .checkpoint import latest, resumed_words
 from .config import DistillConfig
 from .resume import diverged, drop_checkpoints
-from .setup import AT_HAND, Setup, about_net, make_loss, prepare
+from .setup import AT_HAND, Setup, about_net, make_loss
 from .trainer import Diverged, Saver, Trainer, remedy, restore
 
 # %% auto #0

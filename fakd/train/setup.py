@@ -40,6 +40,7 @@ from .teacher import Ensemble, Teacher, tap_pairs
 __all__ = ['Shape', 'AT_HAND', 'Setup', 'setup_tables', 'make_loss', 'about_net', 'prepare']
 
 # %% ../../nbs/68_train.setup.ipynb #b1215753
+# long: a field a line, and the few questions that they answer
 Shape = tuple[int, int, int]  # channels, height, width of a map
 AT_HAND = "a Python object"  # where a network is from that is no file
 

@@ -130,6 +130,7 @@ class Guard:
         return {name: sum(values) / len(values) for name, values in zip(self.names, columns, strict=False)}
 
 # %% ../../nbs/67_train.trainer.ipynb #28cc5b14
+# long: the state of a training, named once
 class Trainer:
     "Trains one student; `fit` runs to the last step, `trainer_state` and `restore` carry it over a stop."
 
