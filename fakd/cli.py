@@ -21,8 +21,9 @@ from .core import FakdError, find_path
 from .data.download import data_get, data_list, data_lr_sources, data_verify
 from .devices import choose_device, set_threads
 from .images import IMAGE_SUFFIXES, WRITABLE, Picture, list_images, read_picture, write_picture
-from .measure.onnx import OnnxNet, open_net
-from .measure.upscale import MEMORY_MB, Net, net_scale, upscale
+from .measure.upscale import MEMORY_MB, upscale
+from .nets.blocks import Net, net_scale
+from .nets.onnx import OnnxNet, open_net
 from .progress import Bar
 from .train.trainer import Diverged
 

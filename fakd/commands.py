@@ -20,14 +20,14 @@ from .core import FakdError, find_path, nearest, places, portable
 from .distil.loss import LOSSES
 from .look.figures import result_table
 from .measure.cost import count_params
-from .measure.onnx import export_onnx
-from .measure.upscale import net_scale
+from .nets.blocks import net_scale
 from .nets.foreign import load_any
 from .nets.weights import read_state
 from .nets.zoo import NETS, make_net, parse_net
-from .pages import make_pages
-from .record import Run
+from .onnx import export_onnx
+from .report.pages import make_pages
 from .report.run import index_page
+from .run_folder import Run
 from .runs import distill, train_teacher
 from .settings import Config
 from .study.config import EvaluateConfig

@@ -7,10 +7,11 @@ import torch
 from fakd.core import FakdError, root
 from fakd.data.pairs import ImagePair
 from fakd.measure.evaluate import BORDER, choose_border, super_resolve
-from fakd.measure.onnx import OnnxNet, export_onnx
 from fakd.measure.upscale import bordered, tiled, upscale
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
+from fakd.onnx import export_onnx
 
 COLOURS = ((255, 255, 255), (0, 0, 0), (10, 200, 90))
 STUDENT, TEACHER = "student-x4-distilled", "rcan-mini-x4"

@@ -20,9 +20,10 @@ from fakd.files import read_arrays
 from fakd.look.watchers import Moment, Snapshots
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
+from fakd.runs import distill, train_teacher
 from fakd.train.checkpoint import before, load_checkpoint, load_run, save_checkpoint
 from fakd.train.config import DistillConfig, TeacherConfig
-from fakd.train.run import distill, finish, fit, score, train_teacher
+from fakd.train.run import finish, fit, score
 from fakd.train.setup import prepare
 from fakd.train.trainer import Diverged
 

@@ -12,9 +12,10 @@ from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record
+from fakd.runs import distill
 from fakd.train.config import DistillConfig
 from fakd.train.presets import PRESETS
-from fakd.train.run import Fitted, distill, equal_time_steps, fit
+from fakd.train.run import Fitted, equal_time_steps, fit
 
 
 @pytest.fixture

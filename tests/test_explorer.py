@@ -19,9 +19,7 @@ from fakd.core import FakdError
 from fakd.data.sets import image_set
 from fakd.distil.affinity import affinity_row
 from fakd.images import write_image
-from fakd.look.affinity import progress_view, read_affinity, read_progress
 from fakd.look.explorer import (
-    SHIPPED,
     TOPS,
     ExploreConfig,
     _receive,
@@ -33,10 +31,12 @@ from fakd.look.explorer import (
     save_explorer,
     still_picture,
 )
+from fakd.look.maps import SHIPPED, read_affinity
+from fakd.look.training import progress_view, read_progress
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
-from fakd.record import Run
 from fakd.report.run import run_page
+from fakd.run_folder import Run
 from fakd.runs import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]

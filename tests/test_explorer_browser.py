@@ -32,8 +32,8 @@ from PIL import Image
 
 from fakd.distil.affinity import affinity_row
 from fakd.images import write_image
-from fakd.look.affinity import AffinityProgress
 from fakd.look.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer, still_picture
+from fakd.look.training import AffinityProgress
 from fakd.nets.zoo import make_net
 
 ROOT = Path(__file__).parents[1]

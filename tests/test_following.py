@@ -4,9 +4,10 @@ import csv
 import pytest
 
 from fakd.look.watchers import Progress
-from fakd.record import read_history
+from fakd.run_folder import read_history
+from fakd.runs import distill
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit
+from fakd.train.run import fit
 from fakd.train.setup import prepare
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"

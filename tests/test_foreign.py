@@ -11,9 +11,9 @@ from fakd.core import FakdError
 from fakd.data.sets import image_set
 from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import _spandrel, load_any
-from fakd.record import summarise
 from fakd.report.run import run_page
-from fakd.train.run import distill
+from fakd.rows import summarise
+from fakd.runs import distill
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights"

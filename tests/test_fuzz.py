@@ -35,10 +35,12 @@ from fakd.data.pairs import ImageCache, ImagePair, Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss, check_spec
 from fakd.images import image_size, read_image
-from fakd.look.affinity import AffinityRows, read_affinity, read_progress
+from fakd.look.maps import AffinityRows, read_affinity
+from fakd.look.training import read_progress
 from fakd.nets.foreign import load_any
 from fakd.nets.zoo import make_net, net_spec, parse_net
-from fakd.record import Run, find_runs, read_history, read_record
+from fakd.record import read_record
+from fakd.run_folder import Run, find_runs, read_history
 from fakd.study.config import EvaluateConfig, find_weights
 from fakd.train.checkpoint import load_run, save_checkpoint
 from fakd.train.config import DistillConfig, TeacherConfig
@@ -245,7 +247,7 @@ def shaken_zip(data: bytes, draw: random.Random) -> bytes:
 def onnx_doors(folder: Path) -> list[Door]:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from fakd.measure.onnx import OnnxNet
+    from fakd.nets.onnx import OnnxNet
 
     h, floats = onnx.helper, onnx.TensorProto.FLOAT
     weights = [onnx.numpy_helper.from_array(np.full((12, 3, 3, 3), 0.01, np.float32), "w"),

@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 
 from fakd.core import FakdError, parse_spec
 from fakd.data.sets import image_set
-from fakd.look.affinity import read_affinity, read_progress
 from fakd.look.explorer import ExploreConfig
-from fakd.measure.onnx import OnnxNet
+from fakd.look.maps import read_affinity
+from fakd.look.training import read_progress
 from fakd.nets.foreign import load_any
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run, find_runs, read_history, read_record
+from fakd.record import read_record
+from fakd.run_folder import Run, find_runs, read_history
 from fakd.study.config import EvaluateConfig, find_weights
 from fakd.study.evaluation import prepare_evaluation
 from fakd.train.config import DistillConfig

@@ -14,7 +14,7 @@ from fakd.core import FakdError
 from fakd.data.degrade import imresize
 from fakd.distil.affinity import pairs_l1, spatial_affinity, unit_maps
 from fakd.distil.features import MGD
-from fakd.distil.images import VGG19, bicubic, features_of, vgg_features
+from fakd.distil.images import VGG19, bicubic, vgg_features
 from fakd.distil.loss import (
     KINDS,
     LOSSES,
@@ -26,7 +26,7 @@ from fakd.distil.loss import (
     refuse_idle,
 )
 from fakd.distil.relations import RBF
-from fakd.distil.taps import Taps
+from fakd.distil.taps import Taps, features_of
 from fakd.distil.upcycle import Upcycle
 from fakd.draws import torch_rng
 from fakd.train.trainer import make_optimiser

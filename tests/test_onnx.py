@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from fakd.core import FakdError
-from fakd.measure.onnx import OnnxNet, export_onnx
 from fakd.measure.upscale import upscale
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.zoo import make_net
+from fakd.onnx import export_onnx
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -31,9 +32,9 @@ def exported(tmp_path_factory):
 def test_the_package_onnx_is_not_shadowed():
     import onnx
 
-    import fakd.measure.onnx
+    import fakd.onnx
 
-    assert onnx is not fakd.measure.onnx and hasattr(onnx, "load")
+    assert onnx is not fakd.onnx and hasattr(onnx, "load")
 
 
 def test_a_network_in_training_is_exported_and_not_changed(exported):
@@ -110,7 +111,7 @@ def test_a_missing_extra_is_named(package, monkeypatch, tmp_path):
 PEAK = """
 import sys
 import numpy as np
-from fakd.measure.onnx import OnnxNet
+from fakd.nets.onnx import OnnxNet
 from fakd.measure.upscale import upscale
 
 def status(name):

@@ -8,12 +8,13 @@ from fixtures import prepared
 from fakd.core import FakdError
 from fakd.data.sets import image_set, one_pair
 from fakd.images import write_image
-from fakd.look.affinity import read_affinity, read_progress
 from fakd.look.figures import scenes
+from fakd.look.maps import read_affinity
+from fakd.look.training import read_progress
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
 from fakd.report.run import run_page
+from fakd.run_folder import Run
 from fakd.train.config import DistillConfig
 from fakd.train.run import complete
 from fakd.train.setup import prepare

@@ -7,12 +7,13 @@ from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError
-from fakd.measure.onnx import OnnxNet, export_onnx
 from fakd.measure.upscale import upscale
+from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import MisfitError, load_weights, save_weights
 from fakd.nets.zoo import make_net
+from fakd.onnx import export_onnx
+from fakd.runs import distill
 from fakd.study.evaluation import evaluate_weights
-from fakd.train.run import distill
 
 SMALL = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

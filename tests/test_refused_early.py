@@ -5,9 +5,9 @@ import pytest
 from fixtures import prepared
 
 from fakd.core import FakdError
+from fakd.runs import distill
 from fakd.study.config import EvaluateConfig
 from fakd.train.config import DistillConfig, TeacherConfig
-from fakd.train.run import distill
 from fakd.train.setup import prepare
 
 SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", "steps": 2, "batch_size": 2,

@@ -13,8 +13,9 @@ from fixtures import prepared
 from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
-from fakd.train.run import distill, fit
+from fakd.run_folder import Run
+from fakd.runs import distill
+from fakd.train.run import fit
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 

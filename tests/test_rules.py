@@ -274,7 +274,8 @@ def test_parameters_are_the_fields_and_defaults_of_the_config(kind):
     notebooks = [nb for nb in RUNS if nb.name == f"run_{kind}"]
     if not notebooks:
         pytest.skip(f"there is no nbs/run_{kind}.ipynb yet")
-    config = getattr(importlib.import_module("fakd.train.config"), f"{kind.title()}Config")
+    home = "study" if kind in ("evaluate", "benchmark") else "train"
+    config = getattr(importlib.import_module(f"fakd.{home}.config"), f"{kind.title()}Config")
     given: dict[str, Any] = {}
     for cell in _parameters(notebooks[0]):
         exec(compile("from __future__ import annotations\n" + cell.source, cell.place, "exec"), given)

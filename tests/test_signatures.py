@@ -8,10 +8,10 @@ import jedi
 import pytest
 
 from fakd.core import FakdError
+from fakd.runs import distill, train_teacher
 from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import evaluate_weights
 from fakd.train.config import DistillConfig, TeacherConfig
-from fakd.train.run import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]
 CALLS = {"distill": (distill, DistillConfig), "teacher": (train_teacher, TeacherConfig),

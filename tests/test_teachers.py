@@ -14,7 +14,8 @@ from torch import nn
 
 from fakd.core import FakdError, find_path, static
 from fakd.distil.loss import DistillLoss
-from fakd.distil.taps import find_places, suggest_taps, tap_shapes
+from fakd.distil.matching import find_places, suggest_taps
+from fakd.distil.taps import tap_shapes
 from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.look.watchers import Progress
@@ -22,11 +23,12 @@ from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import as_net
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import NETS, make_net, net_spec
-from fakd.record import summarise
 from fakd.report.finding import finding
 from fakd.report.run import run_page
+from fakd.rows import summarise
+from fakd.runs import distill, train_teacher
 from fakd.train.config import DistillConfig
-from fakd.train.run import distill, fit, train_teacher
+from fakd.train.run import fit
 from fakd.train.setup import prepare
 from fakd.train.teacher import Lesson, Teacher, who_teaches
 

@@ -8,8 +8,8 @@ from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError, root
-from fakd.measure.onnx import OnnxNet, open_net
 from fakd.nets.foreign import as_net, load_any, unwrapped
+from fakd.nets.onnx import OnnxNet, open_net
 from fakd.nets.value_range import probe_images, try_views
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net

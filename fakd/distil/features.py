@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import FakdError
-from .affinity import mean_abs, unit_maps, widen
+from .affinity import mean_abs, unit_maps
 from .relations import MapTerm
 from ..draws import torch_rng
+from ..nets.blocks import widen
 
 # %% auto #0
 __all__ = ['AT', 'FSP', 'AdaptedTerm', 'FitNet', 'CWD', 'VID', 'MGD', 'NST']

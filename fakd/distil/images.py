@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 from ..core import FakdError, pick
 from ..data.degrade import imresize
-from .affinity import mean_abs, widen
-from .taps import resolve_taps
+from .affinity import mean_abs
 from ..files import read_tensors
+from ..nets.blocks import no_autocast, widen
 
 # %% auto #0
-__all__ = ['TARGETS', 'VGG19', 'VGG_LAYERS', 'FEATURES', 'DS', 'TS', 'haar', 'Wavelet', 'FFT', 'bicubic', 'features_of',
-           'vgg_features', 'CSD']
+__all__ = ['TARGETS', 'VGG19', 'VGG_LAYERS', 'FEATURES', 'DS', 'TS', 'haar', 'Wavelet', 'FFT', 'bicubic', 'vgg_features', 'CSD']
 
 # %% ../../nbs/36_distil.images.ipynb #c3ce21b3
 class DS(nn.Module):
@@ -121,48 +120,10 @@ def bicubic(
     factor: float,  # output size / input size: 4 enlarges, 1/4 shrinks
 ) -> Tensor:        # (b, c, ceil(h * factor), ceil(w * factor)), whole numbers 0..255, fp32
     "Resize a batch as MATLAB does."
-    with torch.autocast(imgs.device.type, enabled=False):
+    with no_autocast(imgs.device):
         tall, wide = (_resize_matrix(n, float(factor), imgs.device) for n in imgs.shape[2:])
         rows = (tall @ imgs.float()).add(0.5).floor().clamp(0, 255)  # 8-bit after each axis, halves up, as MATLAB
         return (rows @ wide.T).add(0.5).floor().clamp(0, 255)
-
-# %% ../../nbs/36_distil.images.ipynb #56f110c9
-class _Enough(Exception):
-    "All maps are there: the rest of the network need not run."
-
-
-def features_of(
-    net: nn.Module,              # a frozen network
-    taps: Sequence[int | str],   # see `resolve_taps`
-) -> Callable[[Tensor], list[Tensor]]:
-    "A function from images to the maps at the taps, with a gradient to the images."
-    places = resolve_taps(net, taps)
-
-    def look(imgs: Tensor) -> list[Tensor]:
-        maps: dict[str, Tensor] = {}
-
-        def keep(name: str, value: Tensor) -> None:
-            maps[name] = value
-            if len(maps) == len(places):
-                raise _Enough
-
-        handles: list[Any] = []
-        for name, place in places.items():
-            module = net.get_submodule(place.removesuffix(".input"))
-            if place.endswith(".input"):
-                handles.append(module.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0])))
-            else:
-                handles.append(module.register_forward_hook(lambda _, args, out, name=name: keep(name, out)))
-        try:
-            net(imgs)
-        except _Enough:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [maps[name] for name in places]
-
-    return look
 
 # %% ../../nbs/36_distil.images.ipynb #755037d7
 VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512)  # channels; 0: pool

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import FakdError, pick
-from .affinity import affinity_l1, mean_abs, pairs_l1, spatial_affinity, unit_maps, widen
+from .affinity import affinity_l1, mean_abs, pairs_l1, spatial_affinity, unit_maps
+from ..nets.blocks import widen
 
 # %% auto #0
 __all__ = ['POOLS', 'MapTerm', 'SA', 'pool_maps', 'PSA', 'MMD', 'RBF', 'CA', 'IA', 'SP', 'PKT', 'RKD']

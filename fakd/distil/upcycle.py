@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import FakdError, pick
-from .affinity import mean_abs, widen
+from ..data.pairs import turned
+from .affinity import mean_abs
 from .images import bicubic
+from ..nets.blocks import widen
 
 # %% auto #0
 __all__ = ['CHANGES', 'ZOOMS', 'Net', 'change', 'Upcycle', 'ZoomIn', 'Invert', 'ZoomOut']
@@ -21,9 +23,9 @@ __all__ = ['CHANGES', 'ZOOMS', 'Net', 'change', 'Upcycle', 'ZoomIn', 'Invert', '
 # %% ../../nbs/37_distil.upcycle.ipynb #6a48c0c1
 CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda imgs: 255 - imgs,
-    lambda imgs: imgs.flip(2),
-    lambda imgs: imgs.flip(3),
-    lambda imgs: imgs.transpose(2, 3),
+    lambda imgs: turned(imgs, 2),
+    lambda imgs: turned(imgs, 1),
+    lambda imgs: turned(imgs, 4),
 )
 
 

@@ -36,19 +36,22 @@ from ..data.sets import image_set, image_sets
 from ..distil.affinity import unit_maps
 from ..files import parse_json
 from ..images import read_image
-from .affinity import DIFFERENCE_COLOURS, AffinityProgress, FeatureMaps, feature_maps, progress_of, query_view
+from .affinity import query_view
 from .keep import affinity_pair, middles, query_pixels
+from .maps import DIFFERENCE_COLOURS, SHIPPED, FeatureMaps, feature_maps
+from .training import AffinityProgress, progress_of
 from ..measure.evaluate import super_resolve
 from ..nets.foreign import load_any
 from ..nets.weights import net_digest
 from ..nets.zoo import NETS
-from ..record import Record, Run
+from ..record import Record
+from ..run_folder import Run
 from ..settings import Config
 
 # %% auto #0
-__all__ = ['MOST_PX', 'TOPS', 'COLOURS', 'RunNets', 'MOST_NETS', 'OWN_MODULE', 'SHIPPED', 'middle_pair', 'Exhibit', 'tap_scale',
-           'exhibit', 'ExplorerState', 'explorer_page', 'still_picture', 'Still', 'Explorer', 'explore', 'run_nets',
-           'run_pair', 'explore_run', 'save_explorer', 'ExploreConfig', 'open_explorer']
+__all__ = ['MOST_PX', 'TOPS', 'COLOURS', 'RunNets', 'MOST_NETS', 'OWN_MODULE', 'middle_pair', 'Exhibit', 'tap_scale', 'exhibit',
+           'ExplorerState', 'explorer_page', 'still_picture', 'Still', 'Explorer', 'explore', 'run_nets', 'run_pair',
+           'explore_run', 'save_explorer', 'ExploreConfig', 'open_explorer']
 
 # %% ../../nbs/57_look.explorer.ipynb #5b107f51
 MOST_PX = 128  # side of the LR image: 16384 positions, which a browser follows without effort
@@ -561,10 +564,6 @@ class ExploreConfig(Config):
     def _read_query(cls, query: Any) -> Any:
         is_text = isinstance(query, str) and set(query) <= set("[](), 0123456789")
         return parse_json(query.replace("(", "[").replace(")", "]"), query[:60], "place") if is_text else query
-
-
-SHIPPED = {"teacher": "data/weights/rcan-mini-x4.safetensors", "plain": "data/weights/student-x4-plain.safetensors",
-           "distilled": "data/weights/student-x4-distilled.safetensors"}
 
 
 def open_explorer(

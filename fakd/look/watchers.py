@@ -24,7 +24,7 @@ from ..files import read_arrays
 from ..images import to_batch
 from .figures import curve_figure
 from ..progress import Bar, notebook_display
-from ..record import Run, write_history
+from ..run_folder import Run, write_history
 
 # %% auto #0
 __all__ = ['Moment', 'HistoryFile', 'Progress', 'Curves', 'moments', 'Snapshots']

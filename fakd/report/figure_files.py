@@ -11,9 +11,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..look.affinity import progress_view, query_views, read_affinity
+from ..look.affinity import query_views
 from ..look.figures import crop_figures, curve_columns, curve_figure, gain_figure, save_figure, scale_of, scenes
-from ..record import Run, compare_sets, gains, loss_of, read_history
+from ..look.maps import read_affinity
+from ..look.training import progress_view
+from ..record import loss_of
+from ..rows import compare_sets, gains
+from ..run_folder import Run, read_history
 
 # %% auto #0
 __all__ = ['run_figures', 'write_figures']

@@ -27,12 +27,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core import FakdError, atomic_write, static
-from ..look.affinity import AffinityRows, distance_table, progress_view, query_panels, read_affinity
+from ..look.affinity import distance_table, query_panels
 from ..look.figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
-from ..record import METHODS, Record, Row, Run, compare_sets, find_runs, gains, known_methods, loss_of, read_history
+from ..look.maps import AffinityRows, read_affinity
+from ..look.training import progress_view
+from ..record import Record, loss_of
 from .figure_files import write_figures
 from .finding import finding, mean_psnr, without_teacher
 from .repeat import repetition
+from ..rows import METHODS, Row, compare_sets, gains, known_methods
+from ..run_folder import Run, find_runs, read_history
 from ..train.checkpoint import resumed_words
 
 # %% auto #0
@@ -263,9 +267,10 @@ def comparison(
 
 # %% ../../nbs/75_report.run.ipynb #43a5243e
 def _tap_figure(rows: AffinityRows, tap: int) -> dict[str, Any]:
-    "The maps of one pair of taps: a line a query pixel, on one colour scale for the maps and one for the differences."
-    panels, scales = query_panels(rows, tap)
-    bars = [(s.label, *(f"{v:g}".replace("-", "\u2212") for v in s.limits), picture(s.bar())) for s in scales]
+    "The maps of one pair of taps: a line a query pixel, on one colour bar for the maps and one for the differences."
+    panels, colour_bars = query_panels(rows, tap)
+    bars = [(b.label, *(f"{v:g}".replace("-", "\u2212") for v in b.limits), picture(b.image()))
+            for b in colour_bars]
     lines = []
     for query, line in zip(rows.queries, panels, strict=True):
         at = [round(100 * (v + 0.5) / n, 2) for v, n in zip(query.tolist(), rows.image.shape[:2], strict=True)]

@@ -17,9 +17,9 @@ from ..core import FakdError, find_path, portable
 from ..data.sets import found_benchmarks, image_sets, read_sets
 from ..devices import choose_device, choose_precision
 from ..files import read_json
-from ..measure.metrics import perceptual_measures
+from ..measure.perceptual import perceptual_measures
 from ..nets.blocks import SCALES
-from ..record import runs_folder
+from ..run_folder import runs_folder
 from ..settings import Config, Open, read_list, setting
 from ..train.networks import WEIGHTS_SUFFIXES
 

@@ -17,7 +17,7 @@ from ..devices import choose_device, choose_precision
 from ..distil.loss import DistillLoss, check_spec
 from ..nets.weights import read_state
 from ..nets.zoo import parse_net
-from ..record import runs_folder
+from ..run_folder import runs_folder
 from ..settings import Config, Open, read_list, setting
 from fakd.train.networks import (
     as_plain,
@@ -182,14 +182,17 @@ class DistillConfig(TrainConfig):
 
     @property
     def network(self) -> str | nn.Module:
+        "The student."
         return self.student
 
     @property
     def main(self) -> str:
+        "The student that learns from the whole loss."
         return "plain" if self.teacher is None else "distilled"
 
     @property
     def methods(self) -> list[str]:
+        "The plain student first, for what it is compared with; last the one that is trained for the same time."
         return ["plain"] * self.compare + [self.main] + ["plain_equal_time"] * self.equal_time
 
     def resolve(self) -> DistillConfig:
@@ -218,10 +221,12 @@ class TeacherConfig(TrainConfig):
 
     @property
     def network(self) -> str:
+        "The teacher."
         return self.net
 
     @property
     def main(self) -> str:
+        "The teacher."
         return "teacher"
 
     def resolve(self) -> TeacherConfig:

@@ -13,7 +13,8 @@ from torch import nn
 from ..core import FakdError
 from ..files import must_fit
 from ..measure.cost import count_params
-from ..record import runs_folder
+from ..nets.blocks import evaluating
+from ..run_folder import runs_folder
 
 # %% auto #0
 __all__ = ['kept_values', 'refuse_needs']
@@ -25,7 +26,7 @@ def kept_values(
     side: int,       # of the LR patch
 ) -> int:            # numbers, not bytes
     "What the backward pass keeps of one patch at least: the inputs of all layers with trained weights."
-    total, was = 0, net.training
+    total = 0
 
     def add(layer: nn.Module, given: Any, out: Any) -> None:
         nonlocal total
@@ -34,9 +35,9 @@ def kept_values(
     layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.weight.requires_grad]
     hooks = [layer.register_forward_hook(add) for layer in layers]
     try:
-        net.eval()(torch.zeros(1, 3, side, side, device=next(net.parameters()).device))
+        with evaluating(net):
+            net(torch.zeros(1, 3, side, side, device=next(net.parameters()).device))
     finally:
-        net.train(was)
         for hook in hooks:
             hook.remove()
     return total

@@ -14,8 +14,8 @@ from torch import nn
 
 from ..core import FakdError, find_path, parse_spec, places, portable
 from ..data.sets import SETS
-from ..measure.onnx import open_net
 from ..nets.foreign import copied, ready_net, spec_of
+from ..nets.onnx import open_net
 from ..nets.weights import load_net, read_state, warm_start
 from ..nets.zoo import make_net, parse_net
 from .teacher import Teacher

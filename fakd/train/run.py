@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from ..about import environment
 from ..core import FakdError, atomic_write, pick
 from ..data.pairs import ImagePair
 from ..distil.affinity import mean_row
@@ -28,18 +29,10 @@ from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate,
 from ..measure.metrics import psnr_y
 from ..nets.foreign import Foreign, assumed_of
 from ..nets.weights import load_net, load_weights, save_weights
-from fakd.record import (
-    Record,
-    Row,
-    Run,
-    artefacts,
-    environment,
-    now,
-    read_history,
-    summarise,
-    write_history,
-    write_record,
-)
+from ..nets.zoo import make_net
+from ..record import Record
+from ..rows import Row, summarise
+from ..run_folder import Run, artefacts, now, read_history, write_history, write_record
 from .checkpoint import latest, resumed_words
 from .config import DistillConfig
 from .resume import diverged, drop_checkpoints

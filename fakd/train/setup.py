@@ -26,10 +26,11 @@ from ..distil.loss import DistillLoss, loss_memory, refuse_idle
 from ..distil.taps import Taps, tap_shapes
 from ..look.keep import affinity_pair, middles, query_pixels
 from ..measure.cost import describe_net
+from ..nets.blocks import evaluating
 from ..nets.foreign import able_net, assumed_of, spec_of
-from ..nets.value_range import evaluating
 from ..nets.weights import net_digest
-from ..record import DataUse, Record, Run, now
+from ..record import DataUse, Record
+from ..run_folder import Run, now
 from .config import DistillConfig, RunConfig, TeacherConfig
 from .needs import refuse_needs
 from .networks import from_anywhere, names_weights, open_teachers, split_teachers, starting_net

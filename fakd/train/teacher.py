@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import FakdError, pick
-from ..distil.affinity import widen
-from ..distil.images import features_of
-from ..distil.taps import Taps, resolve_taps, suggest_taps
+from ..distil.matching import suggest_taps
+from ..distil.taps import Taps, features_of, resolve_taps
 from ..draws import torch_rng
+from ..nets.blocks import widen
 from ..nets.foreign import as_net, spec_of
 
 # %% auto #0

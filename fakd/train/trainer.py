@@ -372,16 +372,19 @@ class Saver:
         self.kept: int | None = None  # step of the checkpoint
 
     def start(self, t: Trainer) -> None:
+        "A sitting begins."
         if t.step:  # it was read from the checkpoint
             self.kept = t.step
         else:
             self.end(t)
 
     def step(self, t: Trainer) -> None:
+        "A step was made: save if it is time."
         if time.monotonic() - self.saved >= 60 * t.config.checkpoint_min:
             self.end(t)
 
     def end(self, t: Trainer) -> None:
+        "Save what is there."
         t.guard.look()
         if t.step != self.kept and is_finite(t.student, t.net):
             save_checkpoint(self.path, trainer_state(t))
@@ -389,6 +392,7 @@ class Saver:
         self.saved = time.monotonic()
 
     def diverged(self, t: Trainer) -> None:
+        "Go back to a state whose next step is finite."
         if self.kept == t.guard.bad:  # finite, but its next step is not
             if before(self.path).exists():
                 before(self.path).replace(self.path)
