@@ -29,7 +29,6 @@ from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate,
 from ..measure.metrics import psnr_y
 from ..nets.foreign import Foreign, assumed_of
 from ..nets.weights import load_net, load_weights, save_weights
-from ..nets.zoo import make_net
 from ..record import Record
 from ..rows import Row, summarise
 from ..run_folder import Run, artefacts, now, read_history, write_history, write_record
