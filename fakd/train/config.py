@@ -21,7 +21,7 @@ from pydantic import field_validator
 from ..core import FakdError, find_path, nearest, parse_spec, pick, places, portable
 from ..data.sets import SETS, found_benchmarks, image_set, image_sets, join_sets
 from ..devices import choose_device, choose_precision
-from ..distil.loss import DistillLoss, check_spec
+from ..distil.loss import check_spec, needs_of
 from ..files import read_json
 from ..measure.metrics import perceptual_measures
 from ..nets.blocks import SCALES
@@ -214,7 +214,7 @@ def _teaching(
     chosen: Mapping[str, Any],  # what the preset decided
 ) -> dict[str, Any]:            # teacher, taps, and with whom the student is compared
     "What follows from the loss: one that looks at no teacher needs none, and leaves nothing to compare."
-    needs, found = DistillLoss.needs_of(config.loss), {}
+    needs, found = needs_of(config.loss), {}
     if not needs:
         if config.teacher not in (None, "none"):
             raise FakdError(f"loss {config.loss} looks at no teacher, and teacher is {config.teacher}. "
@@ -248,7 +248,7 @@ class TeacherConfig(TrainConfig):
     @classmethod
     def _check_loss(cls, loss: str) -> str:
         check_spec(loss)
-        if DistillLoss.needs_of(loss):
+        if needs_of(loss):
             raise FakdError(f"loss {loss}: a teacher learns from the ground truth alone. Use DS.")
         return loss
 

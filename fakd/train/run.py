@@ -26,8 +26,9 @@ from ..data.sets import ImageSet, image_set, image_sets
 from ..devices import set_threads
 from ..digest import code_digest, digest
 from ..distil.affinity import mean_row
-from ..distil.loss import DistillLoss, loss_memory, refuse_idle
+from ..distil.loss import DistillLoss
 from ..distil.taps import Taps, tap_shapes
+from ..distil.trial import loss_memory, refuse_idle
 from ..images import to_batch
 from ..look.keep import affinity_pair, keep_images, middles, query_pixels
 from ..measure.cost import describe_net
@@ -168,13 +169,11 @@ def loss_needs(
     setup: Setup,                                    # from `prepare`
 ) -> tuple[list[tuple[tuple[str, Any], ...]], int]:  # (tap, shape) of student and teachers for each pair; bytes at most
     "What the loss looks at, and the memory that its terms take beside the networks."
-    cfg = setup.config
-    ours, *theirs = _pair_shapes(setup, setup.new_student()) if setup.taps else [{}, {}]
-    wider = [[max(a, b) for a, b in zip(ours.values(), t.values(), strict=True)] for t in theirs]
-    mean = getattr(cfg, "teacher_draw", "") == "mean"  # then all teachers' terms are held at once
-    at_once = [list(itertools.chain(*wider))] if mean else wider
-    parts = cfg.batch_size // cfg.accumulate, cfg.scale * cfg.patch_px
-    memory = max(loss_memory(cfg.loss, {str(i): s for i, s in enumerate(shapes)}, *parts) for shapes in at_once)
+    cfg, student = setup.config, setup.new_student()
+    ours, *theirs = _pair_shapes(setup, student) if setup.taps else [{}]
+    together = getattr(cfg, "teacher_draw", "") == "mean"  # then all teachers' terms are held at once
+    sizes = cfg.batch_size // cfg.accumulate, cfg.patch_px, cfg.scale
+    memory = loss_memory(_make_loss(setup, student), *sizes, together)
     return list(zip(ours.items(), *(t.items() for t in theirs), strict=True)), memory
 
 # %% ../../nbs/69_train.run.ipynb #61d69fde

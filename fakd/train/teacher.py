@@ -44,10 +44,10 @@ class Teacher:
     def __call__(
         self,
         lr_imgs: Tensor,                   # (b, 3, h, w), 0..255
-    ) -> tuple[Tensor, list[Tensor]]:      # SR images (b, 3, scale*h, scale*w), and a map (b, c, h, w) for each tap
-        "Look once; nothing is recorded for a gradient."
+    ) -> tuple[Tensor, list[list[Tensor]]]:  # SR images (b, 3, scale*h, scale*w), and [a map (b, c, h, w) a tap]
+        "Look once; nothing is recorded for a gradient. The maps are a list of one teacher's."
         with Taps(self.net, self.taps) as taps:
-            return self.net(lr_imgs), taps.maps
+            return self.net(lr_imgs), [taps.maps]
 
     def features(
         self,
@@ -117,7 +117,7 @@ class Teachers:
         "Look once at every teacher of this step."
         looks = {i: self.teachers[i](lr_imgs) for i in self.chosen}
         mean = torch.stack([widen(sr_imgs) for sr_imgs, _ in looks.values()]).mean(0)
-        return mean, [looks[i][1] if i in looks else None for i in range(len(self.teachers))]
+        return mean, [looks[i][1][0] if i in looks else None for i in range(len(self.teachers))]
 
     def features(
         self,

@@ -28,6 +28,7 @@ from ..digest import digest
 from ..distil.affinity import affinity_distance, mean_row
 from ..distil.loss import DistillLoss
 from ..distil.taps import Taps
+from ..distil.terms import Batch
 from ..files import read_arrays
 from ..images import to_batch
 from ..nets.blocks import evaluating
@@ -235,11 +236,12 @@ def train_step(
     for i, (lr_part, hr_part) in enumerate(parts):
         lr_part, hr_part = _to_device(lr_part, t.device), _to_device(hr_part, t.device)
         with torch.autocast(t.device.type, dtype, enabled=dtype != torch.float32), Taps(t.student, t.taps) as taps:
-            teacher_sr, teacher_maps = teacher(lr_part) if teacher else (None, [])
-            total, terms = t.loss(  # in fp32
-                t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps, step=t.step * cfg.accumulate + i,
-                lr_imgs=lr_part, student=t.student, teacher=teacher, features=teacher and teacher.features,
-            )
+            teacher_sr_imgs, teachers_maps = teacher(lr_part) if teacher else (None, [])
+            sr_imgs, step = t.student(lr_part), t.step * cfg.accumulate + i
+            total, terms = t.loss(Batch(  # in fp32
+                sr_imgs, hr_part, lr_part, teacher_sr_imgs, taps.maps, teachers_maps,
+                t.student, teacher, teacher and teacher.features, step,
+            ))
         t.scaler.scale(total / cfg.accumulate).backward()  # parts count alike
         seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
     t.guard.add(t.step, seen)
@@ -269,7 +271,7 @@ def remedy(
             return "The training images of this step hold values that are not finite: no smaller step helps."
         with torch.autocast(t.device.type, PRECISIONS[cfg.precision], enabled=half):
             sr_imgs, maps = t.teacher.at(step)(_to_device(lr_imgs, t.device)) if t.teacher else (hr_imgs, [])
-        seen = [m for one in maps for m in ([one] if isinstance(one, Tensor) else one or [])]
+        seen = [m for one in maps for m in one or []]
         if not all(bool(m.isfinite().all()) for m in (sr_imgs, *seen)):
             return ("The teacher gives values that are not finite there: no smaller step helps. "
                     f"Check its weights{', or try precision=fp32' if half else ''}.")
