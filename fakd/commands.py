@@ -25,9 +25,9 @@ from .nets.foreign import load_any
 from .nets.weights import read_state
 from .nets.zoo import NETS, make_net, parse_net
 from .onnx import export_onnx
-from .record import Run
 from .report.pages import make_pages
 from .report.run import index_page
+from .run_folder import Run
 from .runs import distill, train_teacher
 from .settings import Config
 from .study.evaluation import evaluate_weights

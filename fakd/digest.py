@@ -67,7 +67,7 @@ DECIDES = (
     "nets.onnx",
     "distil.taps", "distil.matching", "distil.affinity", "distil.terms", "distil.relations", "distil.features",
     "distil.images", "distil.upcycle", "distil.loss",
-    "measure.metrics", "measure.upscale", "measure.evaluate",
+    "measure.metrics", "measure.perceptual", "measure.upscale", "measure.evaluate",
     "train.config", "train.teacher", "train.checkpoint", "train.resume", "train.trainer", "train.run",
 )  # fmt: skip
 

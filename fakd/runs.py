@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .record import Run
 from .report.pages import make_pages
+from .run_folder import Run
 from .settings import written_out
 from .train.config import DistillConfig, TeacherConfig
 from .train.run import finish, fit, prepare, score

@@ -11,8 +11,11 @@ import skimage.data
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from fakd.about import environment
 from fakd.images import write_image
-from fakd.record import METHODS, Artefact, Record, Row, Run, artefacts, environment, summarise, write_record
+from fakd.record import Artefact, Record
+from fakd.rows import METHODS, Row, summarise
+from fakd.run_folder import Run, artefacts, write_record
 
 SETS = {
     "sample-eval": ["astronaut", "chelsea", "coffee", "motorcycle_left", "rocket"],

@@ -15,7 +15,7 @@ from fakd.cli import main
 from fakd.images import Picture, write_picture
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
+from fakd.run_folder import Run
 from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,8 @@ from fakd.look.figures import result_table
 from fakd.measure.metrics import psnr_y
 from fakd.nets.weights import load_net, save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Row, gains, summarise, write_record
+from fakd.rows import Row, gains, summarise
+from fakd.run_folder import write_record
 from fakd.train.checkpoint import load_checkpoint
 from fakd.train.config import DistillConfig
 from fakd.train.run import fit, prepare, score

@@ -19,8 +19,8 @@ from fakd.measure.evaluate import bicubic_rows, evaluate, self_ensemble, super_r
 from fakd.measure.metrics import luma_pair, luma_scores, psnr_y
 from fakd.nets.weights import load_net, save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Row, summarise
 from fakd.report.evaluation import evaluation_finding
+from fakd.rows import Row, summarise
 from fakd.study.evaluation import Way, measure_scores, prepare_evaluation
 from fakd.train.config import EvaluateConfig
 

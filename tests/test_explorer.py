@@ -36,8 +36,8 @@ from fakd.look.maps import read_affinity
 from fakd.look.training import progress_view, read_progress
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
-from fakd.record import Run
 from fakd.report.run import run_page
+from fakd.run_folder import Run
 from fakd.runs import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@ import csv
 
 import pytest
 
-from fakd.record import read_history
+from fakd.run_folder import read_history
 from fakd.runs import distill
 from fakd.train.config import DistillConfig
 from fakd.train.run import fit, prepare

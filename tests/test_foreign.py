@@ -10,8 +10,8 @@ from fakd.core import FakdError
 from fakd.data.sets import image_set
 from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import _spandrel, load_any
-from fakd.record import summarise
 from fakd.report.run import run_page
+from fakd.rows import summarise
 from fakd.runs import distill
 from fakd.train.config import DistillConfig
 from fakd.train.run import prepare

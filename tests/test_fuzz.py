@@ -39,7 +39,8 @@ from fakd.look.maps import AffinityRows, read_affinity
 from fakd.look.training import read_progress
 from fakd.nets.foreign import load_any
 from fakd.nets.zoo import make_net, net_spec, parse_net
-from fakd.record import Run, find_runs, read_history, read_record
+from fakd.record import read_record
+from fakd.run_folder import Run, find_runs, read_history
 from fakd.train.checkpoint import load_run, save_checkpoint
 from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig, find_weights, learn_rate_at
 from fakd.train.trainer import Trainer, restore, trainer_state

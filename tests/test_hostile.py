@@ -22,7 +22,8 @@ from fakd.nets.foreign import load_any
 from fakd.nets.onnx import OnnxNet
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run, find_runs, read_history, read_record
+from fakd.record import read_record
+from fakd.run_folder import Run, find_runs, read_history
 from fakd.study.evaluation import prepare_evaluation
 from fakd.train.config import DistillConfig, EvaluateConfig, find_weights
 

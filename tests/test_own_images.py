@@ -12,8 +12,8 @@ from fakd.look.maps import read_affinity
 from fakd.look.training import read_progress
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
 from fakd.report.run import run_page
+from fakd.run_folder import Run
 from fakd.train.config import DistillConfig
 from fakd.train.run import _looked_at, finish, fit, prepare, score
 

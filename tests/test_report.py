@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from fixtures import make_run_fixture
 
-from fakd.record import Row, Run, summarise, write_record
 from fakd.report.finding import finding
 from fakd.report.run import index_page, run_page
+from fakd.rows import Row, summarise
+from fakd.run_folder import Run, write_record
 
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 

@@ -12,7 +12,7 @@ import torch
 from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
+from fakd.run_folder import Run
 from fakd.runs import distill
 from fakd.train.config import DistillConfig
 from fakd.train.run import fit, prepare

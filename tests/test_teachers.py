@@ -23,9 +23,9 @@ from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import as_net
 from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import NETS, make_net, net_spec
-from fakd.record import summarise
 from fakd.report.finding import finding
 from fakd.report.run import run_page
+from fakd.rows import summarise
 from fakd.runs import distill, train_teacher
 from fakd.train.config import DistillConfig
 from fakd.train.run import fit, loss_needs, prepare

@@ -20,7 +20,7 @@ from .pairing import Entry, check_name, find_entries, name_apart, name_key, twin
 from .pairs import ImagePair, cached_pairs, in_order
 from ..digest import digest
 from ..images import read_image
-from ..progress import Bar
+from ..progress import follow
 
 # %% auto #0
 __all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks',
@@ -88,7 +88,7 @@ class ImageSet:
     def pairs(
         self,
         scale: int,                  # 2, 3, 4 or 8
-        progress: bool = False,      # show a bar
+        progress: bool = False,      # show how far it is
         workers: int | None = None,  # threads that read and degrade, None: one a CPU; the order is always the same
         cache: bool | None = None,   # from a memory-mapped file, made at first use; None: if it saves work
     ) -> list[ImagePair]:
@@ -103,7 +103,7 @@ class ImageSet:
             key = digest([_CACHE_FORMAT, self.digest(scale)])
             return cached_pairs(key, read, len(entries), self.name, progress, workers)
         pairs = in_order(read, len(entries), workers)
-        return list(Bar(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
+        return list(follow(pairs, self.name, progress, len(entries)))
 
     @property
     def own(self) -> bool:

@@ -44,7 +44,8 @@ from ..measure.evaluate import super_resolve
 from ..nets.foreign import load_any
 from ..nets.weights import net_digest
 from ..nets.zoo import NETS
-from ..record import Record, Run
+from ..record import Record
+from ..run_folder import Run
 from ..settings import Config
 
 # %% auto #0

@@ -27,7 +27,9 @@ from torch import Tensor
 from ..core import FakdError, atomic_write, parse_spec
 from ..images import read_image, to_images
 from ..measure.metrics import rgb_to_y
-from ..record import METHODS, Compared, Record, Row, Run, compare_sets, gains, known_methods, left_out_words
+from ..record import Record
+from ..rows import METHODS, Compared, Row, compare_sets, gains, known_methods, left_out_words
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..look.figures import fixed, signed
-from ..record import Record, compare_sets, gains, left_out_words, summarise
+from ..record import Record
+from ..rows import compare_sets, gains, left_out_words, summarise
 
 # %% auto #0
 __all__ = ['mean_psnr', 'without_teacher', 'steps_per_second', 'finding']

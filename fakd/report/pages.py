@@ -14,9 +14,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..look.explorer import save_explorer
-from ..record import Run
 from .evaluation import evaluation_page
 from .run import run_page
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['Pages', 'make_pages']

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
+from ..about import environment
 from ..core import FakdError, find_path
 from ..data.degrade import imresize
 from ..data.screening import PERCEPTION_PX, evaluation_use
@@ -27,15 +28,17 @@ from ..files import must_fit
 from ..images import write_image
 from ..measure.cost import describe_net, latencies
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
-from ..measure.metrics import perceptual_measures
+from ..measure.perceptual import perceptual_measures
 from ..measure.upscale import pixel_bytes
 from ..memory import peak_memory
 from ..nets.foreign import as_net, assumed_of, spec_of
 from ..nets.onnx import open_net
 from ..nets.weights import net_digest
 from ..progress import Bar
-from ..record import DataUse, Record, Row, Run, artefacts, environment, now, runs_folder, summarise, write_record
+from ..record import DataUse, Record
 from ..report.pages import make_pages
+from ..rows import Row, summarise
+from ..run_folder import Run, artefacts, now, runs_folder, write_record
 from ..settings import written_out
 from ..train.config import MODULE, EvaluateConfig, find_weights, from_anywhere
 

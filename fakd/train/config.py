@@ -23,11 +23,11 @@ from ..data.sets import SETS, found_benchmarks, image_set, image_sets, join_sets
 from ..devices import choose_device, choose_precision
 from ..distil.loss import check_spec, needs_of
 from ..files import read_json
-from ..measure.metrics import perceptual_measures
+from ..measure.perceptual import perceptual_measures
 from ..nets.blocks import SCALES
 from ..nets.weights import read_state
 from ..nets.zoo import parse_net
-from ..record import runs_folder
+from ..run_folder import runs_folder
 from ..settings import Config, setting
 
 # %% auto #0

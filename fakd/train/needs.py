@@ -14,7 +14,7 @@ from ..core import FakdError
 from ..files import must_fit
 from ..measure.cost import count_params
 from ..nets.blocks import evaluating
-from ..record import runs_folder
+from ..run_folder import runs_folder
 
 # %% auto #0
 __all__ = ['kept_values', 'refuse_needs']

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from ..about import environment
 from ..core import FakdError, atomic_write, find_path
 from ..data.pairs import ImagePair, Patches
 from ..data.screening import screen
@@ -38,7 +39,9 @@ from ..nets.foreign import Foreign, able_net, assumed_of, copied, ready_net, spe
 from ..nets.onnx import open_net
 from ..nets.weights import load_net, load_weights, net_digest, save_weights, warm_start
 from ..nets.zoo import make_net
-from ..record import DataUse, Record, Row, Run, artefacts, environment, now, read_history, summarise, write_record
+from ..record import DataUse, Record
+from ..rows import Row, summarise
+from ..run_folder import Run, artefacts, now, read_history, write_record
 from .checkpoint import latest, resumed_words
 from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
 from .needs import refuse_needs

@@ -33,7 +33,7 @@ from ..files import read_arrays
 from ..images import to_batch
 from ..nets.blocks import evaluating
 from ..progress import Bar, notebook_display
-from ..record import Run, write_history
+from ..run_folder import Run, write_history
 from fakd.train.checkpoint import (
     before,
     load_run,
