@@ -169,6 +169,22 @@ def _check_pairs(spec: str, users: list[str], student: list[Any], teacher: list[
                 f"the student's {s_name} has {s_c}, the teacher's {t_name} has {t_c}."
             )
 
+# %% ../../nbs/38_distil.loss.ipynb #119c2d8e
+def _one_or_each(term: Spec, seed: int, student: Sequence[Any], teachers: Sequence[Sequence[Any]]) -> nn.ModuleList:
+    "A term; one for each teacher if it compares maps."
+    if not issubclass(LOSSES[term.name].cls, MapTerm):
+        return nn.ModuleList([_make(term, seed)])
+    ours = [shape[0] for _, shape in student]
+    return nn.ModuleList(
+        _make(term, seed, student_channels=ours, teacher_channels=[shape[0] for _, shape in theirs])
+        for theirs in teachers
+    )
+
+
+def _mean_of(each: Sequence[tuple[Term, tuple[Any, ...]]]) -> Tensor:
+    "The mean of some values."
+    return torch.stack([term(*seen) for term, seen in each]).mean()
+
 # %% ../../nbs/38_distil.loss.ipynb #4e91b3fc
 class DistillLoss(nn.Module):
     "A weighted sum of terms, read from a spec; knows what each of them needs."
@@ -222,19 +238,3 @@ class DistillLoss(nn.Module):
             return [(term, term.look(view)) for term, view in zip(each, views, strict=True) if view is not None]
         except FakdError as fault:
             raise FakdError(f"loss {name}: {fault}") from None
-
-
-def _one_or_each(term: Spec, seed: int, student: Sequence[Any], teachers: Sequence[Sequence[Any]]) -> nn.ModuleList:
-    "A term; one for each teacher if it compares maps."
-    if not issubclass(LOSSES[term.name].cls, MapTerm):
-        return nn.ModuleList([_make(term, seed)])
-    ours = [shape[0] for _, shape in student]
-    return nn.ModuleList(
-        _make(term, seed, student_channels=ours, teacher_channels=[shape[0] for _, shape in theirs])
-        for theirs in teachers
-    )
-
-
-def _mean_of(each: Sequence[tuple[Term, tuple[Any, ...]]]) -> Tensor:
-    "The mean of some values."
-    return torch.stack([term(*seen) for term, seen in each]).mean()
