@@ -457,7 +457,7 @@ class Forgetful(nn.Module):
 
 def forgetful(ready):
     config = ready.config.model_copy(update={"clip_norm": 0.0, "learn_rate": 1e-2})
-    loss = DistillLoss("DS+FitNet", {"conv": (8, 12, 12)}, {"group0": (16, 12, 12)}, seed=SEED)
+    loss = DistillLoss("DS+FitNet", {"conv": (8, 12, 12)}, [{"group0": (16, 12, 12)}], seed=SEED)
     return Trainer(Forgetful(), loss, Patches(ready.images, 2, 12, SEED), config,
                    [Teacher(ready.teachers[0].net, ["group0"])], ["conv"])
 

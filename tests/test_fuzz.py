@@ -33,7 +33,7 @@ from fakd.core import FakdError, parse_spec
 from fakd.data.download import unpack
 from fakd.data.pairs import ImageCache, ImagePair, Patches
 from fakd.data.sets import image_set
-from fakd.distil.loss import DistillLoss, check_spec
+from fakd.distil.loss import DistillLoss, check_spec, needs_of
 from fakd.images import image_size, read_image
 from fakd.look.maps import AffinityRows, read_affinity
 from fakd.look.training import read_progress
@@ -440,7 +440,7 @@ def text_doors(folder: Path) -> list[Door]:
 
     def enter_spec(text: str) -> Any:
         terms = parse_spec(text)
-        for reads in ((parse_net,), (check_spec, DistillLoss.needs_of), (lambda t: learn_rate_at(3, 10, 1e-3, t),)):
+        for reads in ((parse_net,), (check_spec, needs_of), (lambda t: learn_rate_at(3, 10, 1e-3, t),)):
             with contextlib.suppress(FakdError):
                 for read in reads:
                     read(text)

@@ -193,10 +193,10 @@ def two_steps(cfg, teacher_net):
     small = cfg.model_copy(update={"batch_size": 2, "patch_px": 8})
     student = make_net(cfg.student, cfg.scale, seed=cfg.seed)
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    shapes = [tap_shapes(net, cfg.taps, small.patch_px) for net in (student, teacher_net)]
+    ours, theirs = (tap_shapes(net, cfg.taps, small.patch_px) for net in (student, teacher_net))
     patches = Patches(image_set("sample").pairs(cfg.scale)[:2], cfg.scale, small.patch_px, cfg.seed)
     teacher = Teacher(teacher_net, cfg.taps)
-    trainer = Trainer(student, DistillLoss(cfg.loss, *shapes), patches, small, [teacher], taps=cfg.taps)
+    trainer = Trainer(student, DistillLoss(cfg.loss, ours, [theirs]), patches, small, [teacher], taps=cfg.taps)
     trainer.fit(2)
     return trainer, before
 

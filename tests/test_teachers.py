@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from itertools import product
 
 import jsonschema
@@ -16,6 +17,7 @@ from fakd.core import FakdError, find_path, static
 from fakd.distil.loss import DistillLoss
 from fakd.distil.matching import find_places, suggest_taps
 from fakd.distil.taps import tap_shapes
+from fakd.distil.terms import Batch
 from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.look.watchers import Progress
@@ -158,8 +160,8 @@ def test_a_teacher_of_0_to_1_teaches_the_same_as_its_twin_of_0_to_255(small):
     taps = [f"net.{place}" for place in ("body.0", "body.1", "tail.input")]
     lr_imgs = torch.randint(0, 256, (2, 3, 8, 8)).float()
     twin, plain = Teacher(From01(net), taps, value_range=1), Teacher(net, [1, 2, 3])
-    for found, wanted in zip((twin(lr_imgs)[0], *twin(lr_imgs)[1], *twin.features(lr_imgs)),
-                             (plain(lr_imgs)[0], *plain(lr_imgs)[1], *plain.features(lr_imgs)), strict=True):
+    for found, wanted in zip((twin(lr_imgs)[0], *twin(lr_imgs)[1][0], *twin.features(lr_imgs)),
+                             (plain(lr_imgs)[0], *plain(lr_imgs)[1][0], *plain.features(lr_imgs)), strict=True):
         assert torch.allclose(found, wanted, atol=2e-3)
     loss = {"loss": "0.5*DS+0.5*TS+10*SA+FitNet"}
     runs = [distill(**small | loss, teacher=teacher) for teacher in (twin, net)]
@@ -227,7 +229,7 @@ def test_a_config_is_resolved_once_and_holds_the_networks_that_were_at_hand(smal
 
 def test_a_teacher_is_frozen_and_leaves_no_graph():
     teacher, lr_imgs = Teacher(make_net(WIDE, 2), [0, 1]), torch.rand(1, 3, 8, 8).mul(255).requires_grad_()
-    sr_imgs, maps = teacher(lr_imgs)
+    sr_imgs, (maps,) = teacher(lr_imgs)
     assert not any(x.requires_grad for x in (sr_imgs, *maps, *teacher.net.parameters()))
     sum(m.sum() for m in teacher.features(lr_imgs)).backward()  # the way of terms that look at the student's image
     assert lr_imgs.grad.abs().sum() > 0 and all(p.grad is None for p in teacher.net.parameters())
@@ -297,13 +299,15 @@ def test_the_mean_of_several_teachers_is_what_its_definition_says():
     lesson = Lesson([Teacher(net, [1, 2, 3]) for net in nets], who_teaches(2, "mean", 0, 0))
     shapes = [tap_shapes(net, [1, 2, 3], 8) for net in (student, *nets)]
     loss = DistillLoss("0.5*DS+0.5*TS+10*SA+FitNet", shapes[0], shapes[1:])
-    look = Teacher(student, [1, 2, 3])(lr_imgs)
-    _, terms = loss(look[0], hr_imgs, *lesson(lr_imgs)[:1], look[1], lesson(lr_imgs)[1])
+    sr_imgs, maps = Teacher(student, [1, 2, 3])(lr_imgs)
+    mean, several = lesson(lr_imgs)
+    batch = Batch(sr_imgs, hr_imgs, lr_imgs, mean, maps, several)
+    _, terms = loss(batch)
     alone = [Teacher(net, [1, 2, 3])(lr_imgs) for net in nets]
     mean = (alone[0][0] + alone[1][0]) / 2
-    assert terms["TS"].item() == pytest.approx(0.5 * (look[0] - mean).abs().mean().item(), rel=1e-5)
+    assert terms["TS"].item() == pytest.approx(0.5 * (sr_imgs - mean).abs().mean().item(), rel=1e-5)
     for name, spec in (("SA", "DS+10*SA"), ("FitNet", "DS+FitNet")):
-        each = [DistillLoss(spec, shapes[0], of)(look[0], hr_imgs, None, look[1], maps)[1][name].item()
+        each = [DistillLoss(spec, shapes[0], [of])(replace(batch, teachers_maps=maps))[1][name].item()
                 for of, (_, maps) in zip(shapes[1:], alone, strict=True)]
         assert terms[name].item() == pytest.approx(sum(each) / 2, rel=1e-5)
 
