@@ -229,7 +229,7 @@ def test_a_config_is_resolved_once_and_holds_the_networks_that_were_at_hand(smal
 
 def test_a_teacher_is_frozen_and_leaves_no_graph():
     teacher, lr_imgs = Teacher(make_net(WIDE, 2), [0, 1]), torch.rand(1, 3, 8, 8).mul(255).requires_grad_()
-    sr_imgs, (maps,) = teacher(lr_imgs)
+    sr_imgs, maps = teacher(lr_imgs)
     assert not any(x.requires_grad for x in (sr_imgs, *maps, *teacher.net.parameters()))
     sum(m.sum() for m in teacher.features(lr_imgs)).backward()  # the way of terms that look at the student's image
     assert lr_imgs.grad.abs().sum() > 0 and all(p.grad is None for p in teacher.net.parameters())

@@ -22,8 +22,9 @@ from ..data.screening import screen
 from ..data.sets import ImageSet, image_set, image_sets
 from ..devices import set_threads
 from ..digest import code_digest, digest
-from ..distil.loss import DistillLoss, loss_memory, refuse_idle
+from ..distil.loss import DistillLoss
 from ..distil.taps import Taps, tap_shapes
+from ..distil.trial import loss_memory, refuse_idle
 from ..look.keep import affinity_pair, middles, query_pixels
 from ..measure.cost import describe_net
 from ..nets.blocks import evaluating
@@ -174,12 +175,9 @@ def _check_loss(
 
 def _loss_bytes(config: RunConfig, shapes: Sequence[Mapping[str, Shape]]) -> int:
     "The memory that the loss's terms take beside the networks."
-    ours, *theirs = shapes
-    wider = [[max(a, b) for a, b in zip(ours.values(), t.values(), strict=True)] for t in theirs] or [[]]
-    mean = isinstance(config, DistillConfig) and config.teacher_draw == "mean"  # then all are held at once
-    at_once = [list(itertools.chain(*wider))] if mean else wider
-    parts = config.batch_size // config.accumulate, config.scale * config.patch_px
-    return max(loss_memory(config.loss, {str(i): s for i, s in enumerate(maps)}, *parts) for maps in at_once)
+    together = isinstance(config, DistillConfig) and config.teacher_draw == "mean"  # then all are held at once
+    loss, images = make_loss(config, shapes, config.main), config.batch_size // config.accumulate
+    return loss_memory(loss, images, config.patch_px, config.scale, together)
 
 # %% ../../nbs/68_train.setup.ipynb #34cb77a9
 def _student(config: RunConfig) -> nn.Module:
