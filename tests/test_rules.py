@@ -167,14 +167,15 @@ def _only_imports(cell: Cell) -> bool:
 
 
 def test_exported_cells_have_at_most_40_lines_and_classes_60():
-    cells = [c for nb in NOTEBOOKS for c in nb.exported if not _only_imports(c)]
+    "A guide: a comment `# long: why` lifts it, so that nothing is cut in two to obey it."
+    cells = [c for nb in NOTEBOOKS for c in nb.exported if not _only_imports(c) and "\n# long: " not in c.source]
     sizes = [(c, 60 if _defines_a_class(c) else 40) for c in cells]
     none([f"{c.place}: {c.lines} lines, at most {most}" for c, most in sizes if c.lines > most])
 
 
 def test_notebooks_have_at_most_70_cells_and_600_exported_lines():
     sizes = [(nb.name, len(nb.cells), sum(c.lines for c in nb.exported)) for nb in NOTEBOOKS]
-    none([f"{name}: {cells} cells, {lines} lines" for name, cells, lines in sizes if cells > 70 or lines > 620])
+    none([f"{name}: {cells} cells, {lines} lines" for name, cells, lines in sizes if cells > 70 or lines > 600])
 
 
 def test_every_cell_has_an_id_of_its_own():
