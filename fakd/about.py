@@ -5,13 +5,24 @@
 # %% ../nbs/05_about.ipynb #ea4a137c
 from __future__ import annotations
 
+import os
+import platform
+import re
+import subprocess
+from configparser import ConfigParser
+from importlib import import_module, metadata
+from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
+import psutil
+import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from typing_extensions import TypedDict
 
+from .core import home
+
 # %% auto #0
-__all__ = ['check_details']
+__all__ = ['check_details', 'environment']
 
 # %% ../nbs/05_about.ipynb #cebfdae4
 _Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # height and width
@@ -107,3 +118,63 @@ def check_details(
     if used and (lost := used - {*value.get("nets", {})}):
         raise ValueError(f"ways: no network {', '.join(sorted(lost))}")
     return value
+
+# %% ../nbs/05_about.ipynb #3da851d9
+def environment() -> dict[str, Any]:
+    "Python, machine, threads, GPU, versions of fakd and every requirement, the git commit or why there is none."
+    names = sorted({re.split(r"[\s<>=!~;\[(]", r)[0] for r in _requirements() if "extra" not in r})
+    versions: dict[str, str | None] = {"fakd": import_module("fakd").__version__}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(), "platform": platform.platform(terse=True), "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None, "versions": versions, **_commit(home()),
+    }
+
+
+def _requirements() -> list[str]:
+    "What fakd needs: of the installed package, or of a copy that was only put on the path."
+    try:
+        return metadata.requires("fakd") or []
+    except metadata.PackageNotFoundError:
+        settings = ConfigParser(delimiters=["="])
+        settings.read(home() / "settings.ini", encoding="utf-8")
+        return settings["DEFAULT"].get("requirements", "").split()
+
+
+def _cpu_name() -> str:
+    "The processor's name, as far as the system tells."
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        return match[1] if match else platform.processor()
+    except OSError:
+        return platform.processor()
+
+# %% ../nbs/05_about.ipynb #71826f58
+def _commit(folder: Path) -> dict[str, Any]:
+    "`git`: commit of fakd's own clone and whether its tree had changes; or None, and in `no_git` the reason."
+    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
+    settings: Any = {"env": {**own, "LC_ALL": "C"}, "text": True, "errors": "replace"}  # without those of a git hook
+
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(folder), *words]
+        return subprocess.run(call, capture_output=True, check=True, **settings).stdout.strip()
+
+    if not (folder / "settings.ini").is_file():
+        return {"git": None, "no_git": "fakd was installed as a package"}
+    try:
+        if not os.path.samefile(git("rev-parse", "--show-toplevel"), folder):
+            return {"git": None, "no_git": "fakd is a folder in another repository"}
+        return {"git": {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}}
+    except subprocess.CalledProcessError as fault:
+        causes = {"not a git repository": "fakd is a copy without its git repository",
+                  "dubious ownership": "git does not trust fakd's clone, which belongs to another user"}
+        reasons = [text for words, text in causes.items() if words in fault.stderr]
+        return {"git": None, "no_git": reasons[0] if reasons else "git could not read the commit"}
+    except OSError:
+        return {"git": None, "no_git": "there is no git here"}

@@ -25,13 +25,14 @@ from .nets.foreign import load_any
 from .nets.weights import read_state
 from .nets.zoo import NETS, make_net, parse_net
 from .onnx import export_onnx
-from .record import Run
 from .report.pages import make_pages
 from .report.run import index_page
+from .run_folder import Run
 from .runs import distill, train_teacher
 from .settings import Config
+from .study.config import EvaluateConfig
 from .study.evaluation import evaluate_weights
-from .train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from .train.config import DistillConfig, TeacherConfig
 
 # %% auto #0
 __all__ = ['SHELLS', 'add_fields', 'settings_of', 'dashed', 'add_commands', 'Option', 'refuse', 'completion']
@@ -150,8 +151,8 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 # %% ../nbs/94_commands.ipynb #d95ace82
 def _losses(given: argparse.Namespace) -> int:
     lines = [("term", "options", "channels", "formula", "source")]
-    lines += [(name, ", ".join(f"{k}={v}" for k, v in term.options.items()), term.channels, term.formula, term.source)
-              for name, term in LOSSES.items()]
+    lines += [(name, ", ".join(f"{k}={v}" for k, v in term.options.items()), term.cls.channels, term.formula,
+               term.source) for name, term in LOSSES.items()]
     print(f"{_aligned(lines)}\n\nA loss is a sum of terms with weights, such as {DistillConfig().loss}; "
           "options stand in brackets: 10*PSA(k=4).")
     return 0

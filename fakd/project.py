@@ -25,7 +25,7 @@ from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
 from .core import FakdError, atomic_write, pick, root
-from .record import find_runs
+from .run_folder import find_runs
 
 # %% auto #0
 __all__ = ['STEPS', 'Outcome', 'closing_line', 'run_tool', 'check_export', 'render_readme', 'readme', 'check_readme',

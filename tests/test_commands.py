@@ -15,8 +15,9 @@ from fakd.cli import main
 from fakd.images import Picture, write_picture
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from fakd.run_folder import Run
+from fakd.study.config import EvaluateConfig
+from fakd.train.config import DistillConfig, TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 FAKD = [sys.executable, "-c", "import sys; from fakd.start import main; sys.exit(main())"]

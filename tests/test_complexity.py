@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fakd.measure.cost import count_macs, count_params, describe_net, latencies, latency, peak_memory
+from fakd.measure.cost import count_macs, count_params, describe_net, latencies, latency
+from fakd.memory import peak_memory
 from fakd.nets.rcan import RCAN
 
 # scale, parameters, multiply-adds in 10^9 at LR 48x48, the same at as many LR pixels as 1280x720 HR has

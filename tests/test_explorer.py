@@ -27,9 +27,9 @@ from fakd.look.page import explorer_script, save_explorer
 from fakd.look.training import progress_view, read_progress
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
-from fakd.record import Run
 from fakd.report.pages import make_pages
 from fakd.report.run import run_page
+from fakd.run_folder import Run
 from fakd.runs import distill, train_teacher
 
 ROOT = Path(__file__).parents[1]

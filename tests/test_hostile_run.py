@@ -12,9 +12,10 @@ from fixtures import make_run_fixture
 
 from fakd.images import write_image
 from fakd.look.figures import crop_figure, curve_figure, gain_figure, pareto_figure
-from fakd.record import Row, Run, summarise
 from fakd.report.evaluation import evaluation_page
 from fakd.report.run import index_page, run_page
+from fakd.rows import Row, summarise
+from fakd.run_folder import Run
 from fakd.study.evaluation import Way
 
 EVIL = "'\"><script>window.pwned=1</script><img src=x onerror=window.pwned=1><!--{{7*7}}--></style></svg>javascript:1"

@@ -16,7 +16,7 @@ from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Row, Run, compare_sets, gains, left_out, read_record, summarise
+from fakd.record import read_record
 from fakd.report.cards import card
 from fakd.report.evaluation import (
     evaluation_finding,
@@ -28,6 +28,8 @@ from fakd.report.evaluation import (
 )
 from fakd.report.finding import finding
 from fakd.report.run import run_page
+from fakd.rows import Row, compare_sets, gains, left_out, summarise
+from fakd.run_folder import Run
 from fakd.study.evaluation import Way, evaluate_weights
 from fakd.train.run import _last, held_out_psnr
 from fakd.train.trainer import Diverged

@@ -12,7 +12,7 @@ import pytest
 from fakd.core import static
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import Run
+from fakd.run_folder import Run
 
 ROOT = Path(__file__).parents[1]
 PAPERMILL = Path(sys.executable).parent / "papermill"

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fakd.core import static
-from fakd.measure.metrics import _stages
+from fakd.measure.perceptual import _stages
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
-from fakd.record import find_runs
+from fakd.run_folder import find_runs
 
 ROOT = Path(__file__).parents[1]
 PAPERMILL = Path(sys.executable).parent / "papermill"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ from ..core import FakdError, root
 from ..devices import cpu_quota
 from ..draws import rng
 from ..files import read_json
-from ..progress import Bar
+from ..progress import follow
 
 # %% auto #0
-__all__ = ['ImagePair', 'cache_dir', 'in_order', 'ImageCache', 'cached_pairs', 'Patches', 'prefetch']
+__all__ = ['Picture', 'ImagePair', 'cache_dir', 'in_order', 'ImageCache', 'cached_pairs', 'turned', 'Patches', 'prefetch']
 
 # %% ../../nbs/12_data.pairs.ipynb #46080aa3
 @dataclass(frozen=True, eq=False)
@@ -160,34 +160,38 @@ def cached_pairs(
     key: str,                          # digest of what `make` reads
     make: Callable[[int], ImagePair],  # reads pair i
     count: int,                        # how many there are
-    name: str = "images",              # for the progress bar
-    progress: bool = False,            # show it while the cache is built
+    name: str = "images",              # of the job
+    progress: bool = False,            # show how far it is
     workers: int | None = None,        # threads that read, None: one a CPU
     folder: str | Path | None = None,  # of all caches, None: `cache_dir()`
 ) -> list[ImagePair]:
     "Pairs from the cache, which is built first if it is not there."
     cache = ImageCache(key, folder)
     if not cache.complete:
-        reading = in_order(make, count, workers)
-        bar = Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)
+        reading = follow(in_order(make, count, workers), f"{name}: decode", progress, count)
         try:
-            cache.build(iter(bar))
+            cache.build(iter(reading))
         except OSError as fault:
             raise FakdError(f"{cache.dir.parent}: the images of {name} cannot be kept there "
                             f"({fault.strerror or fault}). Make room there.") from None
     return cache.pairs()
 
 # %% ../../nbs/12_data.pairs.ipynb #8cd50137
-def _view(
-    img: np.ndarray,  # (h, w, 3)
-    which: int,       # 0..7: bit 0 flips left-right, bit 1 up-down, bit 2 transposes
-) -> np.ndarray:      # a view, nothing is copied
-    "One of the eight symmetries of the square."
-    if which & 1:
-        img = img[:, ::-1]
-    if which & 2:
-        img = img[::-1]
-    return img.swapaxes(0, 1) if which & 4 else img
+Picture = TypeVar("Picture", np.ndarray, Tensor)
+
+
+def turned(
+    img: Picture,        # an array (h, w, 3) or a tensor (b, 3, h, w)
+    which: int,          # 0..7: bit 0 flips left-right, bit 1 up-down, bit 2 transposes afterwards
+    back: bool = False,  # undo it
+) -> Picture:            # of an array a view: nothing is copied
+    "One of the eight symmetries of the square, or its inverse."
+    rows, columns = (2, 3) if isinstance(img, Tensor) else (0, 1)
+    if back and which & 4:
+        img = img.swapaxes(rows, columns)
+    axes = tuple(axis for axis, bit in ((columns, 1), (rows, 2)) if which & bit)
+    img = img.flip(axes) if isinstance(img, Tensor) else np.flip(img, axes)
+    return img.swapaxes(rows, columns) if which & 4 and not back else img
 
 # %% ../../nbs/12_data.pairs.ipynb #c1cba5bc
 def _check_pairs(
@@ -244,7 +248,7 @@ class Patches:
         y, x = (int(draws.integers(side - p + 1)) for side in pair.lr_img.shape[:2])
         view = int(draws.integers(8))
         lr_img, hr_img = pair.lr_img[y:y + p, x:x + p], pair.hr_img[s * y:s * (y + p), s * x:s * (x + p)]
-        return _view(lr_img, view), _view(hr_img, view)
+        return turned(lr_img, view), turned(hr_img, view)
 
     def batch(
         self,

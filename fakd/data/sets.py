@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +21,11 @@ from .pairing import Entry, check_name, find_entries, name_apart, name_key, twin
 from .pairs import ImagePair, cached_pairs, in_order
 from ..digest import digest
 from ..images import read_image
-from ..progress import Bar
+from ..progress import follow
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks',
-           'one_pair']
+__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'read_sets',
+           'found_benchmarks', 'one_pair']
 
 # %% ../../nbs/15_data.sets.ipynb #3afecae1
 def _read_pair(
@@ -88,7 +89,7 @@ class ImageSet:
     def pairs(
         self,
         scale: int,                  # 2, 3, 4 or 8
-        progress: bool = False,      # show a bar
+        progress: bool = False,      # show how far it is
         workers: int | None = None,  # threads that read and degrade, None: one a CPU; the order is always the same
         cache: bool | None = None,   # from a memory-mapped file, made at first use; None: if it saves work
     ) -> list[ImagePair]:
@@ -103,7 +104,7 @@ class ImageSet:
             key = digest([_CACHE_FORMAT, self.digest(scale)])
             return cached_pairs(key, read, len(entries), self.name, progress, workers)
         pairs = in_order(read, len(entries), workers)
-        return list(Bar(pairs, total=len(entries), desc=self.name, disable=not progress, leave=False))
+        return list(follow(pairs, self.name, progress, len(entries)))
 
     @property
     def own(self) -> bool:
@@ -293,6 +294,13 @@ def join_sets(
 ) -> str:
     "The text that means the same."
     return str(given) if isinstance(given, (str, Path)) else "+".join(map(str, given))
+
+
+def read_sets(
+    given: Any,  # of a config: a text, a Path, or a list of both
+) -> Any:        # the text; anything else as it is, to be refused
+    "Sets as Python gives them become the text that means the same."
+    return join_sets(given) if isinstance(given, (Path, list, tuple)) else given
 
 
 def found_benchmarks() -> list[str]:  # of Set5, Set14, B100, Urban100

@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 
 from ..core import FakdError
+from ..nets.blocks import no_autocast, widen
 
 # %% auto #0
-__all__ = ['MOST_PAIRS', 'widen', 'unit_maps', 'spatial_affinity', 'affinity_row', 'pixel_row', 'mean_row', 'mean_abs',
-           'affinity_l1', 'affinity_distance', 'pairs_l1']
+__all__ = ['MOST_PAIRS', 'unit_maps', 'spatial_affinity', 'affinity_row', 'pixel_row', 'mean_row', 'mean_abs', 'affinity_l1',
+           'affinity_distance', 'pairs_l1']
 
 # %% ../../nbs/32_distil.affinity.ipynb #b53802d5
-def widen(
-    maps: Tensor,  # any float dtype
-) -> Tensor:       # at least fp32
-    "Half precision becomes fp32; fp32 and float64 stay."
-    return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
-
-
 def unit_maps(
     maps: Tensor,       # feature maps, (b, c, h, w), any float dtype
     eps: float = 1e-8,  # added to the norm, as FAKD's code does
@@ -40,7 +34,7 @@ def spatial_affinity(
     eps: float = 1e-8,  # added to the norm, as FAKD's code does
 ) -> Tensor:            # cosine affinity, (b, n, n) with n = h*w, in [-1, 1], at least fp32
     "Cosine similarity of every pair of positions (FAKD, section 2.1)."
-    with torch.autocast(maps.device.type, enabled=False):
+    with no_autocast(maps.device):
         unit = unit_maps(maps, eps)
         return unit.transpose(1, 2) @ unit
 
@@ -124,7 +118,7 @@ def affinity_l1(
             f"affinity of maps {tuple(student_maps.shape)} and {tuple(teacher_maps.shape)}: "
             "batch, height and width must be equal."
         )
-    with torch.autocast(student_maps.device.type, enabled=False):
+    with no_autocast(student_maps.device):
         student, teacher = unit_maps(student_maps), unit_maps(teacher_maps.detach())
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         n = student.shape[2]
@@ -192,7 +186,7 @@ def pairs_l1(
     tile: int | None = None,                       # rows of the matrix held at once; None: about 2 MB of them
 ) -> Tensor:                                       # scalar, at least fp32
     "Mean absolute difference of a symmetric relation of pairs in two sets of vectors, without the n x n matrix."
-    with torch.autocast(student.device.type, enabled=False):
+    with no_autocast(student.device):
         student, teacher = widen(student), widen(teacher.detach())
         n = student.shape[2]
         rows = tile or (n if student.is_cuda and n <= 4096 else max(1, 2**19 // n))

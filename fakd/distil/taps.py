@@ -5,22 +5,18 @@
 # %% ../../nbs/30_distil.taps.ipynb #0d670a31
 from __future__ import annotations
 
-import itertools
-import weakref
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..core import FakdError, nearest
 
 # %% auto #0
-__all__ = ['named_taps', 'resolve_taps', 'Taps', 'tap_shapes', 'Place', 'find_places', 'TapPairs', 'suggest_taps']
+__all__ = ['named_taps', 'resolve_taps', 'put_hooks', 'Taps', 'blank_image', 'tap_shapes', 'features_of']
 
 # %% ../../nbs/30_distil.taps.ipynb #2a30869f
 def named_taps(
@@ -59,6 +55,22 @@ def resolve_taps(
     return found
 
 # %% ../../nbs/30_distil.taps.ipynb #c59eed16
+def put_hooks(
+    net: nn.Module,                    # any network
+    places: Mapping[str, str],         # name to place
+    keep: Callable[[str, Any], None],  # called with a name and what was found there
+) -> list[RemovableHandle]:            # for whoever takes them off again
+    "Hooks on places: behind a submodule, or before it where the place ends in .input."
+    handles = []
+    for name, place in places.items():
+        module = net.get_submodule(place.removesuffix(".input"))
+        if place.endswith(".input"):
+            handles.append(module.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0])))
+        else:
+            handles.append(module.register_forward_hook(lambda _, args, output, name=name: keep(name, output)))
+    return handles
+
+
 class Taps:
     "Collects feature maps at named places: `with Taps(net, [1, 2, 3]) as taps: net(x); taps.maps`."
 
@@ -69,19 +81,10 @@ class Taps:
     ):
         self.net, self.places = net, resolve_taps(net, names)
         self._maps: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Taps:
-        for name, place in self.places.items():
-            module = self.net.get_submodule(place.removesuffix(".input"))
-            if place.endswith(".input"):
-                self._handles.append(
-                    module.register_forward_pre_hook(lambda _, args, name=name: self._keep(name, args[0]))
-                )
-            else:
-                self._handles.append(
-                    module.register_forward_hook(lambda _, args, output, name=name: self._keep(name, output))
-                )
+        self._handles = put_hooks(self.net, self.places, self._keep)
         return self
 
     def __exit__(
@@ -106,8 +109,11 @@ class Taps:
         return [self._maps[name] for name in self.places]
 
 # %% ../../nbs/30_distil.taps.ipynb #a0762bd2
-def _blank(net: nn.Module, patch_px: int) -> Tensor:
-    "A black LR image where the network is, (1, 3, patch_px, patch_px)."
+def blank_image(
+    net: nn.Module,  # any network
+    patch_px: int,   # side in pixels
+) -> Tensor:         # (1, 3, patch_px, patch_px)
+    "A black LR image where the network is, of its precision."
     like = next(net.parameters(), torch.zeros(()))
     return torch.zeros(1, 3, patch_px, patch_px, device=like.device, dtype=like.dtype)
 
@@ -119,144 +125,38 @@ def tap_shapes(
 ) -> dict[str, tuple[int, int, int]]:  # name to (c, h, w)
     "Shapes of the maps at some taps for a square LR patch, found by one forward pass."
     with Taps(net, names) as taps, torch.inference_mode():
-        net(_blank(net, patch_px))
+        net(blank_image(net, patch_px))
         shapes = [(maps.shape[1], maps.shape[2], maps.shape[3]) for maps in taps.maps]
         return dict(zip(taps.places, shapes, strict=True))
 
-# %% ../../nbs/30_distil.taps.ipynb #dbdc11c8
-@dataclass
-class _Call:
-    "One call of a submodule in a forward pass; shapes are (c, h, w), None for what is no map."
-
-    path: str
-    given: tuple[int, ...] | None  # shape of its first argument
-    made: tuple[int, ...] | None   # shape of its output
-    weights: int                   # parameters used so far, its own included
-    output: Any                    # weak reference
-    source: str                    # of a pixel shuffle: the submodule that made its input
+# %% ../../nbs/30_distil.taps.ipynb #56f110c9
+class _Enough(Exception):
+    "All maps are there: the rest of the network need not run."
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    "(c, h, w) of a map."
-    return tuple(value.shape[1:]) if isinstance(value, Tensor) and value.ndim == 4 else None
+def features_of(
+    net: nn.Module,              # a frozen network
+    taps: Sequence[int | str],   # see `resolve_taps`
+) -> Callable[[Tensor], list[Tensor]]:
+    "A function from images to the maps at the taps, with a gradient to the images."
+    places = resolve_taps(net, taps)
 
+    def look(imgs: Tensor) -> list[Tensor]:
+        maps: dict[str, Tensor] = {}
 
-def _calls(net: nn.Module, patch_px: int) -> list[_Call]:
-    "Every call of a submodule in one forward pass, in the order in which they end."
-    calls: list[_Call] = []
-    inner = getattr(net, "tap_prefix", "")
+        def keep(name: str, value: Tensor) -> None:
+            maps[name] = value
+            if len(maps) == len(places):
+                raise _Enough
 
-    def keep(path: str, module: nn.Module, args: Any, made: Any) -> None:
-        given = args[0] if args else None
-        used = (calls[-1].weights if calls else 0) + sum(p.numel() for p in module.parameters(recurse=False))
-        found = (c.path for c in calls if c.output is not None and c.output() is given)
-        source = next(found, "") if isinstance(module, nn.PixelShuffle) else ""
-        output = weakref.ref(made) if isinstance(made, Tensor) else None
-        calls.append(_Call(path, _shape(given), _shape(made), used, output, source))
+        handles = put_hooks(net, places, keep)
+        try:
+            net(imgs)
+        except _Enough:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [maps[name] for name in places]
 
-    named = {p.removeprefix(inner): module for p, module in net.named_modules() if p and p.startswith(inner)}
-    handles = [module.register_forward_hook(partial(keep, path)) for path, module in named.items()]
-    try:
-        with torch.inference_mode():
-            net(_blank(net, patch_px))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-# %% ../../nbs/30_distil.taps.ipynb #198c8bcf
-@dataclass(frozen=True)
-class Place:
-    "A feature map that can be tapped."
-
-    name: str                    # a submodule's path, or the path and .input
-    shape: tuple[int, int, int]  # (c, h, w)
-    depth: float                 # share of the weights before the upsampler that it has passed, 0..1
-
-
-def _upsampler(calls: Sequence[_Call]) -> str | None:
-    "The outermost submodule that makes a feature map larger than the LR image, or the convolution before a shuffle."
-    lr_px = next((c.given[1] for c in calls if c.given), 0)
-    grows = [c for c in calls if c.given and c.made and c.given[0] > 3 and c.made[1] > lr_px and c.made[1] > c.given[1]]
-    if not grows:
-        return None
-    outer = min((c for c in grows if f"{grows[0].path}.".startswith(f"{c.path}.")), key=lambda c: len(c.path))
-    return outer.source or outer.path
-
-
-def find_places(
-    net: nn.Module,      # any network from LR to SR images
-    patch_px: int = 48,  # side of the LR patch
-) -> list[Place]:        # in the order of the forward pass
-    "The feature maps of one forward pass, up to the upsampler; submodules that are called twice are left out."
-    calls = _calls(net, patch_px)
-    tail, times = _upsampler(calls), Counter(c.path for c in calls)
-    body = list(itertools.takewhile(lambda c: not f"{c.path}.".startswith(f"{tail}."), calls))
-    whole = max(body[-1].weights, 1) if body else 1
-    found = [(c.path, c.made, c.weights / whole) for c in body]
-    found += [(f"{tail}.input", c.given, 1.0) for c in calls if c.path == tail]
-    return [Place(name, (s[0], s[1], s[2]), depth) for name, s, depth in found
-            if s and s[0] > 3 and times[name.removesuffix(".input")] == 1]
-
-# %% ../../nbs/30_distil.taps.ipynb #7368fffe
-def _spread(places: Sequence[Place], n: int) -> list[Place]:
-    "Places nearest to the depths 1/n ... 1: of the outermost submodules that lie near enough, else evenly by order."
-    def level(place: Place) -> int:
-        return place.name.removesuffix(".input").count(".")
-
-    for deepest in sorted({level(p) for p in places}):
-        order = [p for p in reversed(places) if level(p) <= deepest]  # of equals the later one, after its skip
-        chosen = [min(order, key=lambda p: (abs(p.depth - k / n), level(p))) for k in range(1, n + 1)]
-        if all(abs(p.depth - k / n) <= 0.5 / n for k, p in enumerate(chosen, 1)) and len(set(chosen)) == n:
-            return chosen
-    return [places[-(-k * len(places) // n) - 1] for k in range(1, n + 1)]
-
-
-@dataclass(frozen=True)
-class TapPairs:
-    "Places of a student and a teacher, paired by position, with the shapes of their maps."
-
-    student: dict[str, tuple[int, int, int]]  # place to (c, h, w)
-    teacher: dict[str, tuple[int, int, int]]
-
-    @property
-    def taps(self) -> list[str]:
-        "As a config takes them: `student=teacher`."
-        return [f"{ours}={theirs}" for ours, theirs in zip(self.student, self.teacher, strict=True)]
-
-    def __repr__(self) -> str:
-        pairs = zip(self.student.items(), self.teacher.items(), strict=True)
-        return "\n".join(f"{s} {s_shape} = {t} {t_shape}" for (s, s_shape), (t, t_shape) in pairs)
-
-    def _repr_markdown_(self) -> str:
-        pairs = zip(self.student.items(), self.teacher.items(), strict=True)
-        lines = [f"| `{s}` | {s_shape} | `{t}` | {t_shape} |" for (s, s_shape), (t, t_shape) in pairs]
-        return "\n".join(["| student | (c, h, w) | teacher | (c, h, w) |", "| --- | --- | --- | --- |", *lines])
-
-# %% ../../nbs/30_distil.taps.ipynb #fbb706f0
-def suggest_taps(
-    teacher: nn.Module,  # any network from LR to SR images
-    student: nn.Module,  # any other of the same scale
-    n: int = 3,          # pairs
-    patch_px: int = 48,  # side of the LR patch for which maps must have one size
-) -> TapPairs:           # shows its places and shapes; `.taps` is for a config
-    "Matching places in two networks of any depth; networks that name n places after the head keep these."
-    if n < 1:
-        raise FakdError(f"n {n}: give the number of pairs, 1 or more.")
-    found = [find_places(net, patch_px) for net in (student, teacher)]
-    counts = [Counter(p.shape[1:] for p in places) for places in found]
-    common = sorted(counts[0].keys() & counts[1].keys(), key=lambda hw: min(c[hw] for c in counts))
-    if not common:
-        sizes = [", ".join(f"{h}x{w}" for h, w in c) or "none" for c in counts]
-        raise FakdError(f"no taps to suggest: for LR patches of {patch_px}x{patch_px} the student's maps are "
-                        f"{sizes[0]}, the teacher's {sizes[1]}.")
-    size = (patch_px, patch_px) if (patch_px, patch_px) in common else common[-1]
-    sides = []
-    for net, places in zip((student, teacher), found, strict=True):
-        fit, named = [p for p in places if p.shape[1:] == size], list(named_taps(net))
-        if len(fit) < n:
-            raise FakdError(f"{n} taps: {getattr(net, 'spec', type(net).__name__)} has only {len(fit)} places with "
-                            f"maps of {size[0]}x{size[1]} ({', '.join(p.name for p in fit)}).")
-        own = len(named) == n + 1  # the head and n more
-        sides.append(tap_shapes(net, named[1:], patch_px) if own else {p.name: p.shape for p in _spread(fit, n)})
-    return TapPairs(*sides)
+    return look

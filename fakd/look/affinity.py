@@ -28,7 +28,7 @@ from fakd.look.maps import (
     read_affinity,
     short_title,
 )
-from ..record import Run
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['overlay_view', 'mark_query', 'Panel', 'query_panels', 'query_view', 'query_views', 'DistanceTable', 'distance_table']

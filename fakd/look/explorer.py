@@ -30,7 +30,7 @@ from .exhibit import COLOURS, MODES, Exhibit, exhibit, middle_pair, run_exhibit
 from .maps import SHIPPED
 from .page import explorer_page, explorer_script
 from ..nets.foreign import load_any
-from ..record import Run
+from ..run_folder import Run
 from ..settings import Config
 
 # %% auto #0

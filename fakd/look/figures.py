@@ -26,7 +26,10 @@ from torch import Tensor
 
 from ..core import FakdError, atomic_write, parse_spec
 from ..images import read_image, to_images
-from ..record import METHODS, Compared, Record, Row, Run, compare_sets, gains, known_methods, left_out_words
+from ..measure.metrics import rgb_to_y
+from ..record import Record
+from ..rows import METHODS, Compared, Row, compare_sets, gains, known_methods, left_out_words
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_style', 'save_figure', 'blank_figure', 'Figures',
@@ -205,8 +208,7 @@ def detail_box(
     side: int = 80,      # side of the window in pixels, cut to the image
 ) -> Box:
     "The square window of the image with most detail: largest mean of the clipped luma gradient."
-    luma = hr_img.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255  # BT.601
-    down, across = np.gradient(luma)
+    down, across = np.gradient(rgb_to_y(hr_img))
     detail = np.minimum(np.hypot(down, across), 32)
     side = max(scale, min(side, *detail.shape) // scale * scale)
     sums = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # integral image: a window's sum by four look-ups

@@ -19,7 +19,7 @@ from ..data.pairs import ImagePair
 from ..data.sets import ImageSet, one_pair, set_files
 from ..images import write_image
 from ..measure.evaluate import super_resolve
-from ..record import Run
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['KEPT_IMAGES', 'KEPT_PX', 'middles', 'query_pixels', 'kept_sets', 'keep_images', 'affinity_pair']

@@ -24,7 +24,7 @@ from ..files import Arrays, read_arrays
 from ..images import to_batch
 from .figures import TITLES
 from ..progress import Bar
-from ..record import Run
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['MAP_COLOURS', 'DIFFERENCE_COLOURS', 'SHIPPED', 'AffinityRows', 'read_affinity', 'finite_array', 'map_limits',

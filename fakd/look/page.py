@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ..core import atomic_write, static
 from .exhibit import Exhibit, run_exhibit
-from ..record import Run
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['explorer_script', 'explorer_page', 'save_explorer']

@@ -17,7 +17,7 @@ from ..files import Arrays, read_arrays
 from .affinity import mark_query
 from .figures import TITLES, Figures, blank_figure, figure_style, line_style, show_image
 from .maps import FeatureMaps, colours, finite_array, map_limits, short_title
-from ..record import Run
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['AffinityProgress', 'read_progress', 'progress_of', 'progress_view', 'progress_maps']

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..core import FakdError
+from ..nets.blocks import evaluating
 
 # %% auto #0
-__all__ = ['count_params', 'count_macs', 'describe_net', 'Latency', 'latencies', 'latency', 'peak_memory']
+__all__ = ['count_params', 'count_macs', 'describe_net', 'Latency', 'latencies', 'latency']
 
 # %% ../../nbs/43_measure.cost.ipynb #0202c1c4
 def count_params(
@@ -123,20 +121,14 @@ def latencies(
     "How long networks take for one image, measured in turns: median and spread."
     if repeats < 1 or min(hw) < 1:
         raise FakdError(f"latency: input {hw[0]} x {hw[1]} and repeats {repeats} must be at least 1.")
-    modes = [(module, module.training) for net in nets.values() for module in net.modules()]
     kinds = {name: _architecture(net) for name, net in nets.items()}
     times: dict[tuple[Any, ...], list[float]] = {kind: [] for kind in kinds.values()}
-    try:
-        for net in nets.values():
-            net.eval()
+    with evaluating(*nets.values()):
         for turn in range(3 + repeats):
             first = turn % max(1, len(nets))
             for name in [*nets][first:] + [*nets][:first]:
                 took = _one_pass(nets[name], hw)
                 times[kinds[name]] += [took] if turn >= 3 else []
-    finally:
-        for module, mode in modes:
-            module.training = mode
     ends = {kind: np.percentile(passes, [25, 50, 75]).tolist() for kind, passes in times.items()}
     return {name: Latency(ends[kind][1], ends[kind][0], ends[kind][2], len(times[kind]))
             for name, kind in kinds.items()}
@@ -149,43 +141,3 @@ def latency(
 ) -> Latency:
     "How long one network takes for one image: median and spread."
     return latencies({"": net}, hw, repeats)[""]
-
-# %% ../../nbs/43_measure.cost.ipynb #be7d0887
-class _Watch(TorchDispatchMode):
-    "Adds up the bytes of tensors that operations make, as long as they live."
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
-            storage = tensor.untyped_storage()
-            if storage not in self.known and id(storage) not in given:  # not a view or an in-place result
-                self.known.add(storage)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-        return out
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-# %% ../../nbs/43_measure.cost.ipynb #5864989f
-def peak_memory(
-    fn: Callable[[], Any],               # what is measured: a call without arguments
-    device: str | torch.device = "cpu",  # where it computes
-) -> int:                                # bytes, beyond what was allocated before
-    "The most memory that tensors take while a function runs."
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        fn()
-        return torch.cuda.max_memory_allocated(device) - before
-    with _Watch() as watch:
-        fn()
-    return watch.peak

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from ..core import FakdError, pick
 from ..data.degrade import imresize
-from ..data.pairs import ImagePair
+from ..data.pairs import ImagePair, turned
 from ..data.sets import ImageSet
 from ..devices import PRECISIONS
 from ..images import to_batch, to_images
 from .metrics import psnr_y, ssim_y
 from .upscale import LEAST, bordered, tiled
-from ..nets.blocks import Net
+from ..nets.blocks import Net, evaluating, widen
 from ..nets.foreign import as_net
-from ..progress import Bar
-from ..record import Row, compare_sets
+from ..progress import follow
+from ..rows import Row, compare_sets
 
 # %% auto #0
 __all__ = ['BORDER', 'FLAT', 'Make', 'NotFinite', 'super_resolve', 'choose_border', 'self_ensemble', 'bicubic_rows', 'evaluate',
@@ -32,22 +32,20 @@ __all__ = ['BORDER', 'FLAT', 'Make', 'NotFinite', 'super_resolve', 'choose_borde
 
 # %% ../../nbs/48_measure.evaluate.ipynb #92d13bee
 @contextmanager
-def _evaluating(
+def _on_device(
     net: nn.Module,              # any network
     device: str | torch.device,  # where it shall compute
 ) -> Iterator[nn.Module]:
     "Evaluation mode on a device; every submodule's mode and the device are restored."
-    modes = [(module, module.training) for module in net.modules()]
     home = next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device(device))
     try:
         with torch.inference_mode(False):  # tensors moved here must stay usable for training
-            net.eval().to(device)
-        yield net
+            net.to(device)
+        with evaluating(net):
+            yield net
     finally:
         with torch.inference_mode(False):
             net.to(home)
-        for module, mode in modes:
-            module.training = mode
 
 # %% ../../nbs/48_measure.evaluate.ipynb #fba4228b
 class NotFinite(FakdError):
@@ -67,7 +65,7 @@ def _upscaled(
     batch = to_batch(lr_imgs, device)  # (b, 3, h, w)
     if kind == "cuda":
         batch = batch.contiguous(memory_format=torch.channels_last)
-    with _evaluating(net, device), torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+    with _on_device(net, device), torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
         run = partial(tiled, net, tile=tile, least=LEAST) if tile else bordered(net)
         sr_imgs = self_ensemble(run, batch) if ensemble else run(batch)
     if not torch.isfinite(sr_imgs).all():
@@ -108,25 +106,13 @@ def choose_border(
     return BORDER if worst <= FLAT < without and psnr_with >= psnr else 0
 
 # %% ../../nbs/48_measure.evaluate.ipynb #c77037ce
-def _turned(
-    imgs: Tensor,        # (b, 3, h, w)
-    which: int,          # 0..7: bit 0 flips left-right, bit 1 up-down, bit 2 transposes afterwards
-    back: bool = False,  # undo it
-) -> Tensor:
-    "One of the eight symmetries of the square, or its inverse."
-    if back and which & 4:
-        imgs = imgs.transpose(2, 3)
-    imgs = imgs.flip([axis for axis, bit in ((3, 1), (2, 2)) if which & bit])
-    return imgs.transpose(2, 3) if which & 4 and not back else imgs
-
-
 def self_ensemble(
     net: Net,         # forward(lr_imgs) -> sr_imgs, both 0..255
     lr_imgs: Tensor,  # (b, 3, h, w)
 ) -> Tensor:          # at least float32, neither clamped nor rounded
     "Mean of a network's answers to the eight views of its input (Lim et al. 2017, section 3.4)."
-    answers = (_turned(net(_turned(lr_imgs, k).contiguous()), k, back=True) for k in range(8))
-    return torch.stack([a.float() if a.dtype in (torch.float16, torch.bfloat16) else a for a in answers]).mean(0)
+    answers = (turned(net(turned(lr_imgs, k).contiguous()), k, back=True) for k in range(8))
+    return torch.stack([widen(a) for a in answers]).mean(0)
 
 # %% ../../nbs/48_measure.evaluate.ipynb #32cde0a8
 Make = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # LR images of one size -> SR images
@@ -149,23 +135,21 @@ def _rows(
     methods: Mapping[str, Make],  # by name
     sets: Sequence[ImageSet],     # each read once
     scale: int,                   # 2, 3, 4 or 8
-    progress: bool,               # show a bar
+    progress: bool,               # show how far it is
     batch_px: int = 1,            # see `_batches`
-) -> list[Row]:
+) -> list[Row]:                   # set by set, image by image, method by method
     "Score every method on every image of every set."
-    rows = []
-    with Bar(total=len(methods) * sum(map(len, sets)), desc="evaluate", disable=not progress, leave=False) as bar:
-        for images in sets:
+
+    def scored() -> Iterator[tuple[tuple[int, int, int], Row]]:
+        for k, images in enumerate(sets):
             pairs = images.pairs(scale)
-            found: dict[tuple[int, str], Row] = {}
             for places in _batches(pairs, batch_px):
-                for method, make in methods.items():
-                    group = [pairs[i] for i in places]
-                    found.update(zip([(i, method) for i in places], _score(method, images.name, group, make),
-                                     strict=True))
-                    bar.update(len(group))
-            rows += [found[i, method] for i in range(len(pairs)) for method in methods]
-    return rows
+                for m, (method, make) in enumerate(methods.items()):
+                    rows = _score(method, images.name, [pairs[i] for i in places], make)
+                    yield from zip([(k, i, m) for i in places], rows, strict=True)
+
+    found = dict(follow(scored(), "evaluate", progress, len(methods) * sum(map(len, sets))))
+    return [found[place] for place in sorted(found)]
 
 # %% ../../nbs/48_measure.evaluate.ipynb #f4c3909d
 def _score(
@@ -192,7 +176,7 @@ def _score(
 def bicubic_rows(
     sets: Sequence[ImageSet],  # where to measure
     scale: int,                # 2, 3, 4 or 8
-    progress: bool = False,    # show a bar
+    progress: bool = False,    # show how far it is
 ) -> list[Row]:                # method "bicubic"
     "The baseline: MATLAB's bicubic enlargement, 8 bits in and out."
     return _rows({"bicubic": lambda lr_imgs: [imresize(img, scale) for img in lr_imgs]}, sets, scale, progress)
@@ -204,7 +188,7 @@ def evaluate(
     scale: int,                     # 2, 3, 4 or 8
     device: str = "cpu",            # "cpu", "cuda" or "cuda:1"
     precision: str = "fp32",        # "fp32", or autocast to "bf16" or "fp16"
-    progress: bool = True,          # show a bar
+    progress: bool = True,          # show how far it is
     ensemble: bool = False,         # the mean over eight views instead of one pass
     batch_px: int = 65_536,         # LR pixels that go through a network together, unless one image has more
     tile: int | None = None,        # in tiles of this side in LR pixels, as `upscale` does; None: images whole
@@ -213,7 +197,7 @@ def evaluate(
     nets = {name: as_net(net) for name, net in nets.items()}
     with ExitStack() as stack:
         for net in nets.values():  # moved once, not for each image
-            stack.enter_context(_evaluating(net, device))
+            stack.enter_context(_on_device(net, device))
         methods = {name: partial(_upscaled, net, device=device, precision=precision, ensemble=ensemble, tile=tile)
                    for name, net in nets.items()}
         return _rows(methods, sets, scale, progress, batch_px)

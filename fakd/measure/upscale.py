@@ -6,26 +6,22 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..core import FakdError
 from ..data.degrade import imresize
-from ..nets.blocks import SCALES, Net, net_device, net_scale
+from ..memory import peak_memory
+from ..nets.blocks import SCALES, Net, evaluating, net_device, net_scale
 from ..nets.foreign import as_net
-from ..progress import Bar
+from ..progress import follow
 
 # %% auto #0
 __all__ = ['LEAST', 'OVERLAP', 'MEMORY_MB', 'margins', 'bordered', 'tiled', 'pixel_bytes', 'fit_tile', 'upscale']
@@ -67,29 +63,30 @@ def _bands(
     scale: int,             # SR pixels for each LR pixel
     tile: int,              # side of a tile in LR pixels
     overlap: int,           # in LR pixels
-    progress: bool = False, # show a bar, if there is more than one tile
+    progress: bool = False, # show how far it is, if there is more than one tile
 ) -> Iterator[Tensor]:      # float (b, c', rows, scale*w), the next finished rows
     "Run a network tile by tile and blend."
     (height, tops), (width, lefts) = (_windows(n, tile, overlap) for n in lr_imgs.shape[2:])
     down, across = (_ramps(side, at, scale).to(lr_imgs.device) for side, at in ((height, tops), (width, lefts)))
     rest: Tensor | None = None  # rows that the bands so far have begun
     count = len(tops) * len(lefts)
-    with Bar(total=count, desc="tiles", disable=not progress or count == 1, leave=False) as bar:
-        for i, top in enumerate(tops):
-            band: Tensor | None = None
-            for left, weights in zip(lefts, across, strict=True):
-                sr_imgs = _run(net, lr_imgs[:, :, top : top + height, left : left + width], scale)
-                if band is None:
-                    band = sr_imgs.new_zeros(*sr_imgs.shape[:3], lr_imgs.shape[3] * scale, dtype=torch.float32)
-                band[..., left * scale : (left + width) * scale].addcmul_(sr_imgs.float(), weights)
-                bar.update()
-            assert band is not None
-            band *= down[i][:, None]
-            if rest is not None:
-                band[:, :, : rest.shape[2]] += rest
-            done = ((tops[i + 1] - top) if i + 1 < len(tops) else height) * scale
-            yield band[:, :, :done]
-            rest = band[:, :, done:].clone()
+    tiles = iter(follow(range(count), "tiles", progress and count > 1))
+    for i, top in enumerate(tops):
+        band: Tensor | None = None
+        for left, weights in zip(lefts, across, strict=True):
+            next(tiles)
+            sr_imgs = _run(net, lr_imgs[:, :, top : top + height, left : left + width], scale)
+            if band is None:
+                band = sr_imgs.new_zeros(*sr_imgs.shape[:3], lr_imgs.shape[3] * scale, dtype=torch.float32)
+            band[..., left * scale : (left + width) * scale].addcmul_(sr_imgs.float(), weights)
+        assert band is not None
+        band *= down[i][:, None]
+        if rest is not None:
+            band[:, :, : rest.shape[2]] += rest
+        done = ((tops[i + 1] - top) if i + 1 < len(tops) else height) * scale
+        yield band[:, :, :done]
+        rest = band[:, :, done:].clone()
+    next(tiles, None)
 
 # %% ../../nbs/45_measure.upscale.ipynb #f201d004
 def _run(net: Net, lr_imgs: Tensor, scale: int) -> Tensor:
@@ -165,32 +162,6 @@ def _tiled(net: Net, tile: int, overlap: int, lr_imgs: Tensor) -> Tensor:
         y += rows.shape[2]
     return sr_imgs
 
-# %% ../../nbs/45_measure.upscale.ipynb #3b9aa5ae
-class _Alive(TorchFunctionMode):
-    "Counts the bytes of the tensors that functions return, as long as they are alive."
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.holders: Counter[int] = Counter()  # tensors that share a storage
-
-    def _gone(self, place: int, size: int) -> None:
-        self.holders[place] -= 1
-        if self.holders[place] == 0:
-            self.now -= size
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                place, size = storage.data_ptr(), storage.nbytes()
-                self.now += 0 if self.holders[place] else size
-                self.holders[place] += 1
-                weakref.finalize(tensor, self._gone, place, size)
-        self.peak = max(self.peak, self.now)
-        return result
-
 # %% ../../nbs/45_measure.upscale.ipynb #6199e663
 @torch.no_grad()
 def pixel_bytes(
@@ -201,10 +172,8 @@ def pixel_bytes(
     if isinstance(known, (int, float)):
         return float(known)
     side = 32
-    lr_imgs = torch.zeros(1, 3, side, side, device=net_device(net))
-    with _Alive() as alive:
-        net(lr_imgs)
-    return 1.4 * alive.peak / side**2
+    peak = peak_memory(lambda: net(torch.zeros(1, 3, side, side, device=net_device(net))))
+    return 1.4 * peak / side**2
 
 # %% ../../nbs/45_measure.upscale.ipynb #f4961e82
 MEMORY_MB = 1000  # what a call may take if nothing else is said
@@ -270,25 +239,12 @@ def _spread_colours(
     spread[hidden, :-1] = pixels[y[hidden], x[hidden], :-1]
     return spread
 
-# %% ../../nbs/45_measure.upscale.ipynb #49be757d
-@contextmanager
-def _resting(net: Net) -> Iterator[None]:
-    "Evaluation mode; afterwards every part has the mode it had."
-    modes = [(module, module.training) for module in net.modules()] if isinstance(net, nn.Module) else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
 # %% ../../nbs/45_measure.upscale.ipynb #789608ec
 def upscale(
     net: Net,                      # any module, see `as_net`, or a callable of 0..255; on any device
     img: np.ndarray,               # uint8 or uint16; (h, w) or (h, w, c): grey, colour, each with or without alpha
     memory_mb: int | None = None,  # what the call may take beside network and image; None: 1000
-    progress: bool = False,        # show a bar
+    progress: bool = False,        # show how far it is
 ) -> np.ndarray:                   # same type and channels, (scale*h, scale*w, ...)
     "Enlarge a whole image within a memory budget."
     pixels = img[:, :, None] if img.ndim == 2 else img
@@ -299,13 +255,13 @@ def upscale(
     (h, w, channels), top = pixels.shape, np.iinfo(img.dtype).max
     pixels = _spread_colours(pixels) if channels in (2, 4) else pixels
     if isinstance(net, nn.Module):
-        with _resting(net):
+        with evaluating(net):
             super_resolves = net_scale(net) in SCALES
         net = as_net(net) if super_resolves else net
     top_px, left_px = margins(net, h, w)
     around = [(top_px, top_px), (left_px, left_px), (0, 0)]
     pixels = np.require(np.pad(pixels, around, mode="edge"), requirements=["C", "W"])
-    with _resting(net), torch.inference_mode():
+    with evaluating(net), torch.inference_mode():
         scale, tile, y = net_scale(net), fit_tile(net, pixels, memory_mb), 0
         result = np.empty((pixels.shape[0] * scale, pixels.shape[1] * scale, channels), img.dtype)
         stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]

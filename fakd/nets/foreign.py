@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..core import FakdError
 from ..files import memory_bound
-from .value_range import SIDE, evaluating, probe_images, settle_range, try_views
+from .blocks import evaluating
+from .value_range import SIDE, probe_images, settle_range, try_views
 from .weights import UnknownNetError, load_net, read_state
 from .zoo import NETS, make_net, net_spec
 
@@ -150,7 +151,7 @@ def _of_spandrel(descriptor: Any, value_range: int | None) -> Foreign:
                        descriptor._call_fn).eval().float()
 
     if value_range is None:
-        with evaluating(descriptor.model):
+        with evaluating(descriptor.model), torch.no_grad():
             found = try_views({r: wrapped(r) for r in (1, 255)}, int(descriptor.scale))
         net = wrapped(255 if found.tied == [255] else 1)
         if found.tied == [255]:
@@ -210,7 +211,7 @@ def _scale_of(net: nn.Module) -> int:
     "The scale of a module from RGB images to RGB images, found by asking it once."
     name, like = type(net).__name__, next(net.parameters(), torch.zeros(()))
     try:
-        with evaluating(net):
+        with evaluating(net), torch.no_grad():
             made = net.forward(torch.full((1, 3, SIDE, SIDE), 0.5, device=like.device))  # hooks do not see this
     except Exception as fault:  # whatever a module of somebody else raises
         raise FakdError(f"{name} does not take RGB images (1, 3, {SIDE}, {SIDE}): {_first_line(fault)}") from fault
@@ -269,7 +270,7 @@ def ready_net(
             odd = next(key for key in (*found, *wanted) if found.get(key) != wanted.get(key))
             raise FakdError(f"{role} {spec}: {odd} is not as in this network. Give a changed one a class of its own.")
     lr_imgs = probe_images(scale)[0]
-    with evaluating(ready):
+    with evaluating(ready), torch.no_grad():
         sr_imgs = ready(lr_imgs.to(next(ready.parameters(), lr_imgs).device))
     if not sr_imgs.isfinite().all():
         raise FakdError(f"{role} {spec}: its output holds values that are not finite.")

@@ -23,6 +23,7 @@ from fakd.nets.blocks import (
     gate,
     no_autocast,
     rename_keys,
+    widen,
 )
 
 # %% auto #0
@@ -68,8 +69,7 @@ class SecondOrderAttention(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         top, left = (max(side - self.SIDE, 0) // 2 for side in maps.shape[2:])
         with no_autocast(maps.device):
-            middle = maps[:, :, top : top + self.SIDE, left : left + self.SIDE]
-            middle = middle.float() if middle.dtype in (torch.float16, torch.bfloat16) else middle
+            middle = widen(maps[:, :, top : top + self.SIDE, left : left + self.SIDE])
             statistics = matrix_sqrt(covariance(middle)).mean(1)[:, :, None, None]  # (b, c, 1, 1)
             gates = self.conv_du(statistics.to(next(self.parameters()).dtype))
         return maps * gates.to(maps.dtype)

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from ..core import FakdError
 from ..data.degrade import degrade
 from ..images import read_image, to_batch
+from .blocks import evaluating
 
 # %% auto #0
-__all__ = ['RANGES', 'SIDE', 'LEVELS', 'WORST', 'LEAD', 'LEVELS_OFF', 'LEVEL_LEAD', 'in_range', 'probe_images', 'evaluating',
-           'level_error', 'Finding', 'try_views', 'settle_range']
+__all__ = ['RANGES', 'SIDE', 'LEVELS', 'WORST', 'LEAD', 'LEVELS_OFF', 'LEVEL_LEAD', 'in_range', 'probe_images', 'level_error',
+           'Finding', 'try_views', 'settle_range']
 
 # %% ../../nbs/25_nets.value_range.ipynb #beeda38a
 # of a grey level v the network wants gain * v + offset
@@ -65,22 +65,6 @@ def _picture_psnr(sr_imgs: Tensor | None, hr_imgs: Tensor) -> float:
         return -math.inf
     error = _middle(sr_imgs.float().clamp(0, 255).round() - hr_imgs).square().mean().item()
     return 10 * math.log10(255**2 / max(error, 1e-9))
-
-# %% ../../nbs/25_nets.value_range.ipynb #6827494e
-@contextmanager
-def evaluating(
-    net: object,  # a module, or any callable
-) -> Iterator[None]:
-    "Evaluation mode without gradients; afterwards every part has the mode it had."
-    modes = [(module, module.training) for module in net.modules()] if isinstance(net, nn.Module) else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 # %% ../../nbs/25_nets.value_range.ipynb #a46bb703
 def level_error(
@@ -160,7 +144,7 @@ def settle_range(
     "Find a network's value range by probing, or refuse it."
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
     run = net.forward  # hooks on the network do not see this
-    with evaluating(net):
+    with evaluating(net), torch.no_grad():
         found = try_views({key: in_range(run, key) for key in RANGES}, scale, like)
         if found.best == -1 and level_error(in_range(run, -1), probe_images(scale)[0].to(like)) > LEVELS_OFF:
             found = found._replace(best=None)  # untrained; it meets the photograph by chance

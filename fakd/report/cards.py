@@ -18,8 +18,10 @@ from ..data.sets import SETS, image_sets
 from ..look.figures import fixed
 from ..measure.evaluate import bicubic_rows, evaluate
 from ..nets.weights import load_net, load_weights
-from ..record import Record, Run, compare_sets, left_out, left_out_words, read_record, summarise
+from ..record import Record, read_record
 from .repeat import repeat_command
+from ..rows import compare_sets, left_out, left_out_words, summarise
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['card', 'ship', 'score_more']

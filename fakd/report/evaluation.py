@@ -24,7 +24,7 @@ from fakd.look.figures import (
     scenes,
     signed,
 )
-from ..record import Record, Row, Run, compare_sets, left_out, left_out_words, summarise
+from ..record import Record
 from fakd.report.run import (
     Page,
     comparison,
@@ -35,6 +35,8 @@ from fakd.report.run import (
     score_texts,
     write_rows,
 )
+from ..rows import Row, compare_sets, left_out, left_out_words, summarise
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['Tables', 'rows_at', 'scales_of', 'mean_tables', 'variant_tables', 'perception_table', 'published_rows',

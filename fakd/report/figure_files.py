@@ -15,7 +15,9 @@ from ..look.affinity import query_views
 from ..look.figures import crop_figures, curve_columns, curve_figure, gain_figure, save_figure, scale_of, scenes
 from ..look.maps import read_affinity
 from ..look.training import progress_view
-from ..record import Run, compare_sets, gains, loss_of, read_history
+from ..record import loss_of
+from ..rows import compare_sets, gains
+from ..run_folder import Run, read_history
 
 # %% auto #0
 __all__ = ['run_figures', 'write_figures']

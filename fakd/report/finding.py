@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..look.figures import fixed, signed
-from ..record import Record, compare_sets, gains, left_out_words, summarise
+from ..record import Record
+from ..rows import compare_sets, gains, left_out_words, summarise
 
 # %% auto #0
 __all__ = ['mean_psnr', 'without_teacher', 'steps_per_second', 'finding']
@@ -28,7 +29,7 @@ def without_teacher(
     record: Record,  # of any kind
 ) -> bool:
     "Whether a student learned from the ground truth alone, as with `loss=DS`: then nothing was distilled."
-    return record.kind == "distill" and record.resolved.get("teacher") == "none"
+    return record.kind == "distill" and record.resolved.get("teacher") is None
 
 
 def steps_per_second(

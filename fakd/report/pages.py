@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from ..core import FakdError
 from ..look.page import save_explorer
-from ..record import Run
 from .evaluation import evaluation_page
 from .run import run_page
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['Pages', 'make_pages']

@@ -31,10 +31,12 @@ from ..look.affinity import distance_table, query_panels
 from ..look.figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
 from ..look.maps import AffinityRows, read_affinity
 from ..look.training import progress_view
-from ..record import METHODS, Record, Row, Run, compare_sets, find_runs, gains, known_methods, loss_of, read_history
+from ..record import Record, loss_of
 from .figure_files import write_figures
 from .finding import finding, mean_psnr, without_teacher
 from .repeat import repetition
+from ..rows import METHODS, Row, compare_sets, gains, known_methods
+from ..run_folder import Run, find_runs, read_history
 from ..train.checkpoint import resumed_words
 
 # %% auto #0

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..about import environment
 from ..core import FakdError, atomic_write
 from ..files import memory_bound, must_fit, regular_file
-from ..record import environment
 from .config import TrainConfig
 
 # %% auto #0

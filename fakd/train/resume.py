@@ -12,7 +12,8 @@ from typing import Any
 
 from ..core import FakdError, find_path, sweep
 from ..digest import digest
-from ..record import Record, Run, runs_folder
+from ..record import Record
+from ..run_folder import Run, runs_folder
 from .checkpoint import REMEDIES, differences, latest, load_run, refuse_changes, sitting
 from .config import TrainConfig, run_name
 
