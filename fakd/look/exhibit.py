@@ -30,7 +30,8 @@ from ..measure.evaluate import super_resolve
 from ..nets.foreign import load_any
 from ..nets.weights import net_digest
 from ..nets.zoo import NETS
-from ..record import Record, Run
+from ..record import Record
+from ..run_folder import Run
 
 # %% auto #0
 __all__ = ['MOST_PX', 'MODES', 'COLOURS', 'TOPS', 'MOST_NETS', 'middle_pair', 'bar_ends', 'Exhibit', 'exhibit', 'RunNets',
