@@ -86,7 +86,6 @@ def bar_ends(
 class Exhibit:
     "One image as several networks see it: what the widget and the page show."
 
-    # long: what is sent to the view, all from the same maps
     title: str
     nets: dict[str, nn.Module]      # by name; the one called "teacher" is the teacher
     asked: list[int | str] | None   # taps as in a run's settings; None: all that the networks name

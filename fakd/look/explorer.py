@@ -126,10 +126,9 @@ def check_state(
 PUBLIC = {"sync": True, "public": True}  # of traits that cells and links may use
 
 
+# long: the traits, what each accepts and what follows from a change belong together
 class Explorer(anywidget.AnyWidget):
     "The affinity of an image's positions in several networks, to be looked at pixel by pixel."
-
-    # long: traits, what each accepts, and what follows from a change belong together
 
     _esm = explorer_script()
     _css = static("explorer.css")
