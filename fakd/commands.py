@@ -30,8 +30,9 @@ from .report.run import index_page
 from .run_folder import Run
 from .runs import distill, train_teacher
 from .settings import Config
+from .study.config import EvaluateConfig
 from .study.evaluation import evaluate_weights
-from .train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from .train.config import DistillConfig, TeacherConfig
 
 # %% auto #0
 __all__ = ['SHELLS', 'add_fields', 'settings_of', 'dashed', 'add_commands', 'Option', 'refuse', 'completion']

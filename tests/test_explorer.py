@@ -20,7 +20,6 @@ from fakd.data.sets import image_set
 from fakd.distil.affinity import affinity_row
 from fakd.images import write_image
 from fakd.look.explorer import (
-    SHIPPED,
     TOPS,
     ExploreConfig,
     _receive,
@@ -32,7 +31,7 @@ from fakd.look.explorer import (
     save_explorer,
     still_picture,
 )
-from fakd.look.maps import read_affinity
+from fakd.look.maps import SHIPPED, read_affinity
 from fakd.look.training import progress_view, read_progress
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net

@@ -41,8 +41,10 @@ from fakd.nets.foreign import load_any
 from fakd.nets.zoo import make_net, net_spec, parse_net
 from fakd.record import read_record
 from fakd.run_folder import Run, find_runs, read_history
+from fakd.study.config import EvaluateConfig, find_weights
 from fakd.train.checkpoint import load_run, save_checkpoint
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig, find_weights, learn_rate_at
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.schedules import learn_rate_at
 from fakd.train.trainer import Trainer, restore, trainer_state
 
 COUNT = int(os.environ.get("FAKD_FUZZ", 2000))

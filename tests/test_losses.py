@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError
@@ -23,8 +24,6 @@ from fakd.distil.trial import loss_memory, measure_losses, refuse_idle, stand_in
 from fakd.distil.upcycle import Upcycle
 from fakd.draws import torch_rng
 from fakd.memory import peak_memory
-from fakd.train.config import DistillConfig
-from fakd.train.run import prepare
 from fakd.train.trainer import make_optimiser
 
 # The authors' values: inputs and values are in the repository, gradients only beside the developers' checkout.
@@ -620,6 +619,6 @@ def test_a_loss_called_directly_refuses_them_too():
 )
 def test_a_run_refuses_them_before_it_has_a_folder(loss, more, message, tmp_path):
     with pytest.raises(FakdError) as found:
-        prepare(DistillConfig(**SMALL | more, loss=loss, out_dir=str(tmp_path)))
+        prepared(**SMALL | more, loss=loss, out_dir=str(tmp_path))
     assert message in str(found.value)
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from ..images import read_image
 from ..progress import follow
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'found_benchmarks',
-           'one_pair']
+__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'read_sets',
+           'found_benchmarks', 'one_pair']
 
 # %% ../../nbs/15_data.sets.ipynb #3afecae1
 def _read_pair(
@@ -293,6 +294,13 @@ def join_sets(
 ) -> str:
     "The text that means the same."
     return str(given) if isinstance(given, (str, Path)) else "+".join(map(str, given))
+
+
+def read_sets(
+    given: Any,  # of a config: a text, a Path, or a list of both
+) -> Any:        # the text; anything else as it is, to be refused
+    "Sets as Python gives them become the text that means the same."
+    return join_sets(given) if isinstance(given, (Path, list, tuple)) else given
 
 
 def found_benchmarks() -> list[str]:  # of Set5, Set14, B100, Urban100
