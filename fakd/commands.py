@@ -29,8 +29,9 @@ from .report.pages import index_page, make_pages
 from .run_folder import Run
 from .runs import distill, train_teacher
 from .settings import Config
+from .study.config import EvaluateConfig
 from .study.evaluation import evaluate_weights
-from .train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from .train.config import DistillConfig, TeacherConfig
 
 # %% auto #0
 __all__ = ['SHELLS', 'add_fields', 'settings_of', 'dashed', 'add_commands', 'Option', 'refuse', 'completion']
@@ -149,8 +150,8 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 # %% ../nbs/94_commands.ipynb #d95ace82
 def _losses(given: argparse.Namespace) -> int:
     lines = [("term", "options", "channels", "formula", "source")]
-    lines += [(name, ", ".join(f"{k}={v}" for k, v in term.options.items()), term.channels, term.formula, term.source)
-              for name, term in LOSSES.items()]
+    lines += [(name, ", ".join(f"{k}={v}" for k, v in term.options.items()), term.cls.channels, term.formula,
+               term.source) for name, term in LOSSES.items()]
     print(f"{_aligned(lines)}\n\nA loss is a sum of terms with weights, such as {DistillConfig().loss}; "
           "options stand in brackets: 10*PSA(k=4).")
     return 0

@@ -65,10 +65,9 @@ DECIDES = (
     "data.degrade", "data.pairs", "data.pairing", "data.sets", "data.screening",
     "nets.blocks", "nets.rcan", "nets.edsr", "nets.san", "nets.value_range", "nets.zoo", "nets.weights", "nets.foreign",
     "nets.onnx",
-    "distil.taps", "distil.matching", "distil.affinity", "distil.relations", "distil.features", "distil.images",
-    "distil.upcycle",
-    "distil.loss",
-    "measure.metrics", "measure.upscale", "measure.evaluate",
+    "distil.taps", "distil.matching", "distil.affinity", "distil.terms", "distil.relations", "distil.features",
+    "distil.images", "distil.upcycle", "distil.loss",
+    "measure.metrics", "measure.perceptual", "measure.upscale", "measure.evaluate",
     "train.config", "train.teacher", "train.checkpoint", "train.resume", "train.trainer", "train.run",
 )  # fmt: skip
 

@@ -21,9 +21,10 @@ from torch.optim.lr_scheduler import StepLR
 
 from .core import FakdError, Spec, atomic_write, nearest, parse_spec
 from .devices import choose_device
-from .distil.loss import LOSSES, DistillLoss, check_spec
+from .distil.loss import LOSSES, DistillLoss, check_spec, needs_of
 from .distil.relations import SA
 from .distil.taps import Taps, resolve_taps
+from .distil.terms import Batch
 from .images import quantise
 from .measure.metrics import rgb_to_y
 from .nets.blocks import SCALES
@@ -166,7 +167,7 @@ class LossChoice:
                 raise KdsError("켜진 손실이 없습니다. DS나 TS를 켜십시오.", "No term is on. Switch on DS or TS.")
             check_spec(_text(terms))
         self.known |= terms
-        self.terms, self.needs = terms, DistillLoss.needs_of(_text(terms))
+        self.terms, self.needs = terms, needs_of(_text(terms))
 
     def make(
         self,
@@ -176,9 +177,9 @@ class LossChoice:
         "The loss for maps of these shapes."
         shapes = [{f"map {i}": tuple(m.shape[1:]) for i, m in enumerate(maps)} for maps in (student_maps, teacher_maps)]
         with _in_korean_too():
-            loss = DistillLoss(_text(self.terms), *shapes)  # type: ignore[arg-type]
+            loss = DistillLoss(_text(self.terms), shapes[0], shapes[1:])  # type: ignore[arg-type]
         for name, term in self.terms.items():
-            fresh = KdsSA() if name == "SA" else loss.terms[name]
+            fresh = nn.ModuleList([KdsSA()]) if name == "SA" else loss.terms[name]
             loss.terms[name] = self.made.setdefault(str(replace(term, weight=1.0)), fresh)
         return loss
 
@@ -444,12 +445,13 @@ def _compare(
         held = {id(p) for group in kds.optimizer.param_groups for p in group["params"]}
         kds.optimizer.param_groups[0]["params"] += [p for p in kds.criterion.parameters() if id(p) not in held]
     with _in_korean_too():
-        total, terms = kds.criterion(
-            sr, hr, teacher_sr, student_maps, teacher_maps, lr_imgs=lr, step=kds.steps,
+        total, terms = kds.criterion(Batch(
+            sr, hr, lr, teacher_sr, student_maps, [teacher_maps],
             student=lambda imgs: _look(kds, "student_model", imgs)[1],
             teacher=lambda imgs: _teach(kds, imgs),
             features=lambda imgs: _look(kds, "teacher_model", imgs)[0],
-        )
+            step=kds.steps,
+        ))
     return total, terms, sr
 
 # %% ../nbs/90_kds.ipynb #f86a0ce4

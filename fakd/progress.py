@@ -8,12 +8,13 @@ from __future__ import annotations
 import html
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from tqdm.std import tqdm
 
 # %% auto #0
-__all__ = ['LINE_EVERY', 'notebook_display', 'Bar']
+__all__ = ['LINE_EVERY', 'Item', 'notebook_display', 'Bar', 'follow']
 
 # %% ../nbs/02_progress.ipynb #08f5dd82
 def notebook_display() -> Any:
@@ -76,3 +77,16 @@ class Bar(tqdm):
             self.display("" if not self.leave else None)
         elif was_open and self.plain and self.leave:
             self.display(last=True)
+
+# %% ../nbs/02_progress.ipynb #ef34e21a
+Item = TypeVar("Item")
+
+
+def follow(
+    items: Iterable[Item],     # of a job
+    what: str,                 # the job's name
+    show: bool = True,         # whether it is to be seen
+    total: int | None = None,  # number of items; None: the length of `items`, if that is known
+) -> Iterable[Item]:
+    "The items one by one, while a bar tells how far the job is."
+    return Bar(items, total=total, desc=what, disable=not show, leave=False)

@@ -13,37 +13,21 @@ from .report.pages import make_pages
 from .run_folder import Run
 from .settings import written_out
 from .train.config import DistillConfig, TeacherConfig
-from .train.run import finish, fit, prepare, score
+from .train.run import complete
+from .train.setup import prepare
 
 # %% auto #0
 __all__ = ['distill', 'train_teacher']
 
 # %% ../nbs/91_runs.ipynb #565044b2
-def _is_text(value: Any) -> bool:
-    "Whether a teacher or student is named, and not at hand as a Python object."
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return all(one is None or isinstance(one, (str, Path)) for one in several)
-
-
 def _distil(given: dict[str, Any]) -> Run:
     "`distill`, with what was given."
-    at_hand = {name: given[name] for name in ("teacher", "student") if not _is_text(given.get(name))}
-    setup = prepare(DistillConfig(**{k: v for k, v in given.items() if k not in at_hand}), **at_hand)
-    if setup.config.compare and setup.teacher is not None:
-        fit(setup, distil=False)
-    fit(setup)
-    if setup.config.equal_time:
-        fit(setup, equal_time=True)
-    score(setup)
-    return _with_pages(finish(setup))
+    return _with_pages(complete(prepare(DistillConfig(**given).resolve())))
 
 
 def _train_teacher(given: dict[str, Any]) -> Run:
     "`train_teacher`, with what was given."
-    setup = prepare(TeacherConfig(**given))
-    fit(setup)
-    score(setup)
-    return _with_pages(finish(setup))
+    return _with_pages(complete(prepare(TeacherConfig(**given).resolve())))
 
 
 def _with_pages(run: Run) -> Run:

@@ -5,20 +5,21 @@
 # %% ../nbs/08_settings.ipynb #f1555287
 from __future__ import annotations
 
+import ast
 import functools
 import html
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WrapValidator, model_validator
 
 from .core import FakdError, find_path, nearest
 
 # %% auto #0
-__all__ = ['Function', 'setting', 'Config', 'explain', 'written_out']
+__all__ = ['Value', 'Open', 'Function', 'setting', 'Config', 'modules_in', 'read_list', 'explain', 'written_out', 'parameters']
 
 # %% ../nbs/08_settings.ipynb #70bf60ef
 def setting(
@@ -32,6 +33,10 @@ def setting(
     return Field(default, description=text, json_schema_extra={"digest": digest, "resume": resume}, **limits)
 
 # %% ../nbs/08_settings.ipynb #48067df1
+Value = TypeVar("Value")
+Open = Annotated[Value, WrapValidator(lambda value, read: None if value is None else read(value))]
+
+
 _JOINED = ("teacher", "weights", "backbones", "precision")  # several, as a list or joined by +; sets have their own way
 
 
@@ -40,14 +45,14 @@ def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) and bool not in kinds:
         raise FakdError(f"{name} {value}: yes and no are no answers here.")
-    if name in _JOINED and isinstance(value, (list, tuple)):
+    if name in _JOINED and isinstance(value, (list, tuple)) and all(isinstance(v, (str, os.PathLike)) for v in value):
         parts = [str(part) for part in value]
         if len(parts) > 1 and (odd := [part for part in parts if "+" in part and os.path.exists(find_path(part))]):
             raise FakdError(f"{name} {odd[0]}: several are joined by +, so none may have a + in its name. Rename it.")
         return "+".join(parts)
     if isinstance(value, str) and not value.strip():
         raise FakdError(f'{name} "": an empty text is no answer. Leave it out to have the default.')
-    if value == "None" and type(None) in kinds:
+    if isinstance(value, str) and value == "None" and type(None) in kinds:
         return None
     if isinstance(value, os.PathLike) and name not in ("data", "benchmarks"):
         return os.fspath(value)
@@ -56,12 +61,13 @@ def _plain(name: str, value: Any, kinds: Sequence[Any]) -> Any:
     return value
 
 # %% ../nbs/08_settings.ipynb #d377e9b4
+# long: what a setting is, where it came from and how it is shown belong together
 class Config(BaseModel):
     "A frozen set of named settings that says what is wrong in fakd's way and where each value comes from."
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    _origin: dict[str, str] = PrivateAttr(default_factory=dict)
-    _asked: dict[str, Any] | None = PrivateAttr(None)  # of a resolved one: what was given, as it was given
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    _origin: dict[str, str] = PrivateAttr(default_factory=dict)  # of a resolved one
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)   # the same, as it was given
 
     def __init__(self, **values: Any):
         try:
@@ -72,34 +78,51 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, values: dict[str, Any]) -> dict[str, Any]:
-        kinds = {name: get_args(field.annotation) or (field.annotation,) for name, field in cls.model_fields.items()}
-        return {name: _plain(name, value, kinds[name]) if name in kinds else value for name, value in values.items()}
+        return {name: _plain(name, value, cls.kinds(name)) if name in cls.model_fields else value
+                for name, value in values.items()}
 
-    def _completed(self, values: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
-        "A copy with some values replaced, remembering where they come from."
-        new = type(self)(**{**self.model_dump(), **values})
-        new._origin, new._asked = {**origin, **self._origin}, self.given()
+    @property
+    def resolved(self) -> bool:
+        "Whether no choice is open."
+        return bool(self._origin)
+
+    def with_values(
+        self,
+        source: Literal["preset", "chosen"],  # who decided
+        **values: Any,                        # by field
+    ) -> Self:
+        "A copy in which a preset, or the machine and the loss, have decided some values."
+        new = type(self)(**{**dict(self), **values})
+        decided = [name for name in values if getattr(new, name) != getattr(self, name)]
+        new._given = given = self.given()
+        new._origin = self.origin() | {name: source for name in decided if name not in given}
         return new
 
     def origin(self) -> dict[str, str]:
         "Where each value comes from: `given`, `preset`, `chosen` (by the machine or the loss) or `default`."
-        fields, named = type(self).model_fields, self.model_fields_set
-        if named == set(fields):  # all of a notebook's parameters: given is what differs
-            named = {name for name in named if getattr(self, name) != fields[name].default}
-        named = {name for name in named if getattr(self, name) not in (None, "auto")}  # left to be chosen
-        return {name: self._origin.get(name, "given" if name in named else "default") for name in fields}
+        return dict(self._origin) or {name: "given" if name in self.given() else "default"
+                                      for name in type(self).model_fields}
 
     def given(self) -> dict[str, Any]:
         "What was asked, as it was asked: the values that neither a preset nor a default decided."
-        asked = {name: getattr(self, name) for name, source in self.origin().items() if source == "given"}
-        return asked if self._asked is None else self._asked
+        if self.resolved:
+            return dict(self._given)
+        fields, named = type(self).model_fields, self.model_fields_set
+        if named == set(fields):  # all of a notebook's parameters: given is what differs
+            named = {name for name in named if getattr(self, name) != fields[name].default}
+        return {name: getattr(self, name) for name in fields  # in their order; some are left to be chosen
+                if name in named and getattr(self, name) not in (None, "auto")}
 
-    def with_given(self, **values: Any) -> Self:
-        "A copy with some values given instead, resolved or not."
-        new = self.model_copy(update=values)
-        new._origin = {**self._origin, **dict.fromkeys(values, "given")} if self._origin else {}
-        new._asked = None if self._asked is None else {**self._asked, **values}
-        return new
+    @classmethod
+    def kinds(cls, name: str) -> tuple[Any, ...]:
+        "The types that a field may have; one that is left open until the config is resolved may be None."
+        field = cls.model_fields[name]
+        return (*(get_args(field.annotation) or [field.annotation]), *([type(None)] if field.default is None else []))
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        "The settings that decide the result, in plain values."
+        return {name: value for name, value in self.model_dump().items() if self.marks()[name]["digest"]}
 
     @classmethod
     def marks(cls) -> dict[str, dict[str, Any]]:
@@ -115,6 +138,22 @@ class Config(BaseModel):
         )
         head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
         return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+# %% ../nbs/08_settings.ipynb #f9ec84ed
+def modules_in(
+    value: Any,      # of a record's settings
+) -> list[str]:      # specs; empty for a value that text can give
+    "The networks that were given as Python objects: they stand as `{\"module\": spec}` in a record."
+    several = value if isinstance(value, list) else [value]
+    return [str(one["module"]) for one in several if isinstance(one, Mapping) and "module" in one]
+
+
+def read_list(
+    text: str,             # as papermill and a command line hand it on: `[1, 2]`, `1,2`
+) -> list[int | str]:      # whole numbers and words between commas
+    "A list written as text."
+    words = [word.strip(" '\"") for word in text.strip("[]() ").split(",")]
+    return [int(word) if re.fullmatch(r"-?\d{1,9}", word) else word for word in words if word]
 
 # %% ../nbs/08_settings.ipynb #6f34c9fa
 def explain(
@@ -164,3 +203,23 @@ def written_out(
         return cast(Function, call)
 
     return of
+
+# %% ../nbs/08_settings.ipynb #6b5ce4c7
+def parameters(
+    cells: Sequence[str],          # sources of the executed cells: IPython's `In`
+    namespace: Mapping[str, Any],  # `globals()`
+) -> dict[str, Any]:               # name to value
+    "What the last block of executed cells that begin with `# Parameters` assigns."
+    marked = [source.lstrip().startswith("# Parameters") for source in cells]
+    if not any(marked):
+        raise FakdError("no parameters cell has been run: run the cell that begins with # Parameters first.")
+    last = max(i for i, is_one in enumerate(marked) if is_one)
+    first = max((i + 1 for i in range(last) if not marked[i]), default=0)
+    block = cells[first : last + 1]
+    names: dict[str, None] = {}
+    for node in (n for source in block for n in ast.parse(source).body):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names.update({t.id: None for t in targets if isinstance(t, ast.Name)})
+    return {name: namespace[name] for name in names}

@@ -1,4 +1,4 @@
-"""A run folder of made-up but plausible content, for tests of what reads run folders. Never shown in any document."""
+"""Runs for tests: a folder of made-up but plausible content, never shown in any document; a way to prepare one."""
 from __future__ import annotations
 
 import csv
@@ -16,6 +16,8 @@ from fakd.images import write_image
 from fakd.record import Artefact, Record
 from fakd.rows import METHODS, Row, summarise
 from fakd.run_folder import Run, artefacts, write_record
+from fakd.train.config import DistillConfig
+from fakd.train.setup import Setup, prepare
 
 SETS = {
     "sample-eval": ["astronaut", "chelsea", "coffee", "motorcycle_left", "rocket"],
@@ -151,3 +153,8 @@ def make_run_fixture(
     )
     write_record(run, Record(**{**record, **changes}))
     return run
+
+
+def prepared(**asked: Any) -> Setup:
+    "A distillation run, prepared."
+    return prepare(DistillConfig(**asked).resolve())

@@ -46,7 +46,7 @@ class Mutant:
     what: str                            # the fault, in words
     file: str                            # in fakd/
     edits: tuple[tuple[str, str], ...]   # text before and after
-    tests: tuple[str, ...]               # `test_losses::test_x`, `test_losses` or `39_distil.loss`, fastest first
+    tests: tuple[str, ...]               # `test_losses::test_x`, `test_losses` or `38_distil.loss`, fastest first
 
     def faults(self) -> list[str]:
         "Why it cannot be applied."
@@ -70,7 +70,7 @@ class Mutant:
 
 
 def place(
-    test: str,  # `test_losses::test_x`, `test_losses` or `39_distil.loss`
+    test: str,  # `test_losses::test_x`, `test_losses` or `38_distil.loss`
 ) -> str:
     "What pytest or nbdev_test is given."
     file, colons, function = test.partition("::")

@@ -15,7 +15,8 @@ from fakd.data.sets import SETS, found_benchmarks, image_set, image_sets, lr_sou
 from fakd.images import write_image
 from fakd.look.crops import scenes
 from fakd.rows import Row, summarise
-from fakd.train.config import DistillConfig, EvaluateConfig
+from fakd.study.config import EvaluateConfig
+from fakd.train.config import DistillConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the image sets in {DATA}")

@@ -16,7 +16,8 @@ from fakd.images import Picture, write_picture
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
 from fakd.run_folder import Run
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
+from fakd.study.config import EvaluateConfig
+from fakd.train.config import DistillConfig, TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 FAKD = [sys.executable, "-c", "import sys; from fakd.start import main; sys.exit(main())"]

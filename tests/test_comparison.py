@@ -7,11 +7,12 @@ import copy
 import math
 import shutil
 import types
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
-from fixtures import make_run_fixture
+from fixtures import make_run_fixture, prepared
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,16 +23,17 @@ from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import Taps
 from fakd.images import read_image, write_image
 from fakd.look.results import result_table
+from fakd.look.watchers import Snapshots
 from fakd.measure.metrics import psnr_y
 from fakd.nets.weights import load_net, save_weights
 from fakd.nets.zoo import make_net
 from fakd.rows import Row, gains, summarise
 from fakd.run_folder import write_record
 from fakd.train.checkpoint import load_checkpoint
-from fakd.train.config import DistillConfig
-from fakd.train.run import fit, prepare, score
+from fakd.train.run import Fitted, fit, score
+from fakd.train.setup import Setup
 from fakd.train.teacher import Teacher
-from fakd.train.trainer import Diverged, History, Saver, Snapshots, Trainer, restore, train_step
+from fakd.train.trainer import Diverged, Saver, Trainer, restore, train_step
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 TEACHER = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
@@ -62,21 +64,40 @@ def settings(folder, **more):
 @pytest.fixture(scope="module")
 def ready(folder):
     "The prepared run."
-    return prepare(DistillConfig(**settings(folder)))
+    return prepared(**settings(folder))
+
+
+@dataclass
+class Trained:
+    "A run and what its stages have found."
+
+    setup: Setup
+    fitted: list[Fitted]
+    rows: list[Row] = field(default_factory=list)
+
+    def __getattr__(self, name):
+        return getattr(self.setup, name)
+
+    @property
+    def nets(self):
+        return {one.method: one.net for one in self.fitted}
+
+    @property
+    def histories(self):
+        return {one.method: one.history for one in self.fitted}
 
 
 @pytest.fixture(scope="module")
 def run(ready):
     "The run with both students trained, plain first, as a user has it."
-    fit(ready, distil=False)
-    fit(ready)
-    return ready
+    plain = fit(ready, "plain")
+    return Trained(ready, [plain, fit(ready, earlier=[plain])])
 
 
 @pytest.fixture(scope="module")
 def scored(run):
     "The same with its rows, pictures and affinities."
-    score(run)
+    run.rows = score(run.setup, run.fitted)
     return run
 
 
@@ -194,9 +215,8 @@ def test_both_students_start_from_the_same_weights_and_see_the_same_batches(fold
     original = Trainer.__init__
     monkeypatch.setattr(Trainer, "__init__", watched)
     monkeypatch.setattr("fakd.train.trainer.train_step", seen)
-    setup = prepare(DistillConfig(**settings(folder, steps=3, out_dir=str(tmp_path))))
-    fit(setup, distil=False)
-    fit(setup)
+    setup = prepared(**settings(folder, steps=3, out_dir=str(tmp_path)))
+    fit(setup, earlier=[fit(setup, "plain")])
     assert len(starts) == 2 and torch.equal(*starts)
     plain, distilled = ([b[1:] for b in batches if b[0] == method] for method in ("plain", "distilled"))
     assert len(plain) == len(distilled) == 3
@@ -300,16 +320,16 @@ def test_a_teacher_with_dropout_and_batch_norm_teaches_in_evaluation_mode_and_st
     quiet = copy.deepcopy(net).eval()
     asked = settings(folder, steps=3, loss="TS", schedule="constant", ema=0, clip_norm=0, out_dir=str(tmp_path))
     del asked["teacher"]
-    setup = prepare(DistillConfig(**asked), teacher=Teacher(net, value_range=255))
-    fit(setup)
-    score(setup)
+    setup = prepared(**asked, teacher=Teacher(net, value_range=255))
+    fitted = fit(setup)
+    rows = score(setup, [fitted])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     patches, student = Patches(setup.images, 2, 12, SEED), make_net(STUDENT, 2, seed=SEED)
     lr_imgs, _ = patches.batch(0, BATCH)
     with torch.no_grad():
         first = (student(lr_imgs) - quiet(lr_imgs)).abs().mean().item()
-    assert setup.histories["distilled"][0]["loss"] == pytest.approx(first, rel=1e-5)
-    found = {row.image: row.psnr_y for row in setup.rows if row.method == "teacher"}
+    assert fitted.history[0]["loss"] == pytest.approx(first, rel=1e-5)
+    found = {row.image: row.psnr_y for row in rows if row.method == "teacher"}
     wanted = {p.name: psnr_y(pixels(quiet, p.lr_img), p.hr_img, 2) for p in setup.sets[0].pairs(2)}
     assert found == pytest.approx(wanted, abs=1e-3)
 
@@ -360,7 +380,7 @@ def test_a_step_with_an_infinite_gradient_is_left_out_and_the_scale_shrinks(read
 
 def test_the_scaler_goes_on_after_a_stop(ready, tmp_path):
     t, _ = stepped(ready, scaler=scaler(scale=2.0**9, every=5), learn_rate=1e-6)
-    Saver(tmp_path / "x.pt").on_end(t)
+    Saver(tmp_path / "x.pt").end(t)
     again = Trainer(make_net(STUDENT, 2, seed=1), DistillLoss("DS"), t.patches, t.config)
     again.optimiser = torch.optim.SGD([p for p in again.student.parameters() if p.requires_grad], lr=1.0)
     again.scaler = scaler(scale=2.0**16, every=5)
@@ -404,7 +424,7 @@ def test_a_line_of_history_is_the_mean_of_the_steps_since_the_line_before(ready)
 
     config = ready.config.model_copy(update={"steps": 600})  # a line every third step
     t = Trainer(make_net(STUDENT, 2, seed=SEED), Kept("DS"), Patches(ready.images, 2, 12, SEED), config,
-                watchers=[History(lambda net: 0.0)])
+                validate=lambda net: 0.0)
     t.fit(6)
     assert [line["step"] for line in t.history] == [3, 6]
     assert [line["loss"] for line in t.history] == pytest.approx([np.mean(seen[:3]), np.mean(seen[3:])])
@@ -437,9 +457,9 @@ class Forgetful(nn.Module):
 
 def forgetful(ready):
     config = ready.config.model_copy(update={"clip_norm": 0.0, "learn_rate": 1e-2})
-    loss = DistillLoss("DS+FitNet", {"conv": (8, 12, 12)}, {"group0": (16, 12, 12)}, seed=SEED)
-    return Trainer(Forgetful(), loss, Patches(ready.images, 2, 12, SEED), config, Teacher(ready.teacher, ["group0"]),
-                   ["conv"])
+    loss = DistillLoss("DS+FitNet", {"conv": (8, 12, 12)}, [{"group0": (16, 12, 12)}], seed=SEED)
+    return Trainer(Forgetful(), loss, Patches(ready.images, 2, 12, SEED), config,
+                   [Teacher(ready.teachers[0].net, ["group0"])], ["conv"])
 
 
 def everything(t):
@@ -458,7 +478,7 @@ def test_every_part_of_a_training_goes_on_bit_for_bit(ready, tmp_path):
         torch.manual_seed(1)
         first = forgetful(ready)
         first.fit(3)
-        Saver(tmp_path / "x.pt").on_end(first)
+        Saver(tmp_path / "x.pt").end(first)
         torch.manual_seed(2)
         second = forgetful(ready)
         restore(second, tmp_path / "x.pt")
@@ -482,7 +502,7 @@ def test_after_divergence_the_checkpoint_is_the_one_from_which_the_run_can_go_on
     "The second step leaves weights that are finite, but so large that the third has no finite loss."
     short = ready.config.model_copy(update={"clip_norm": 0.0, "ema": 0.0, "checkpoint_min": 0.0})
     t = Trainer(make_net(STUDENT, 2, seed=SEED), DistillLoss("DS"), Patches(ready.images, 2, 12, SEED), short,
-                watchers=[Saver(tmp_path / "x.pt")])
+                saver=Saver(tmp_path / "x.pt"))
     weights = [p for p in t.student.parameters() if p.requires_grad]
     t.optimiser = torch.optim.SGD(weights, lr=1e-6)
     for weight in weights:

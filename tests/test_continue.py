@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures import prepared
 from PIL import Image
 from skimage import data as samples
 
-import fakd.train.run
+import fakd.train.setup
 import fakd.train.trainer
 from fakd.core import FakdError
 from fakd.files import read_arrays
+from fakd.look.watchers import Moment, Snapshots
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.runs import distill, train_teacher
 from fakd.train.checkpoint import before, load_checkpoint, load_run, save_checkpoint
 from fakd.train.config import DistillConfig, TeacherConfig
-from fakd.train.run import finish, fit, prepare, score
+from fakd.train.run import finish, fit, score
+from fakd.train.setup import prepare
 from fakd.train.trainer import Diverged
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
@@ -40,8 +43,8 @@ def picture(path, top):
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     "Parameters of a run of seconds, with images and a teacher of its own; one small crop is looked at for the curve."
-    real = fakd.train.run.middles
-    monkeypatch.setattr(fakd.train.run, "middles", lambda images, side: real(images[:1], 24))
+    real = fakd.train.setup.middles
+    monkeypatch.setattr(fakd.train.setup, "middles", lambda images, side: real(images[:1], 24))
     picture(tmp_path / "own/1.png", 40)
     picture(tmp_path / "test/1.png", 300)
     save_weights(make_net(WIDE, 2, seed=5), tmp_path / "teacher.safetensors")
@@ -68,14 +71,15 @@ def after_step(monkeypatch):
 
 
 def kill(t):
-    t.tell("on_step")  # the step was looked at, and its checkpoint written
+    t.tell("on_step")  # the step was looked at
+    t.saver.step(t)    # and its checkpoint written
     raise Killed
 
 
 def killed(asked, after_step, at=5):
     "The folder of a run that was killed after some steps."
     after_step(at, kill)
-    setup = prepare(DistillConfig(**asked))
+    setup = prepared(**asked)
     with pytest.raises(Killed):
         fit(setup)
     after_step.off()
@@ -112,7 +116,7 @@ def other_teacher(asked, monkeypatch):
 
 
 def other_code(asked, monkeypatch):
-    monkeypatch.setattr("fakd.train.run.code_digest", lambda: "f" * 64)
+    monkeypatch.setattr("fakd.train.setup.code_digest", lambda: "f" * 64)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -124,9 +128,9 @@ def test_a_run_does_not_go_on_with_what_has_changed(asked, after_step, monkeypat
     kept = content(folder)
     change(asked, monkeypatch)
     with pytest.raises(FakdError, match=f"cannot be continued.*\n  {words}"):
-        prepare(DistillConfig(**asked, resume=str(folder)))
+        prepared(**asked, resume=str(folder))
     assert content(folder) == kept
-    setup = prepare(DistillConfig(**asked))  # asked without a folder it is another run
+    setup = prepared(**asked)  # asked without a folder it is another run
     assert setup.run.dir != folder
 
 
@@ -137,18 +141,17 @@ def test_a_student_from_a_file_that_changed_is_not_continued(asked, after_step, 
     folder = killed(asked, after_step)
     save_weights(make_net(NARROW, 2, seed=2), start)
     with pytest.raises(FakdError, match="start of the student: "):
-        prepare(DistillConfig(**asked, resume=str(folder)))
+        prepared(**asked, resume=str(folder))
 
 
 def test_the_same_run_goes_on_bit_for_bit_and_another_thread_count_is_said(asked, after_step, monkeypatch, tmp_path):
     whole = distill(**asked | {"out_dir": str(tmp_path / "whole")})
     assert whole.record.resumed_from_step == {} and len(whole.record.sittings["distilled"]) == 1
     folder = killed(asked, after_step)
-    again = prepare(DistillConfig(**asked, resume=str(folder)))
-    text = repr(fit(again))
-    assert "continued at step 5" in text and "threads" not in text
-    score(again)
-    run = finish(again)
+    again = prepared(**asked, resume=str(folder))
+    fitted = fit(again)
+    assert "continued at step 5" in repr(fitted) and "threads" not in repr(fitted)
+    run = finish(again, [fitted], score(again, [fitted]))
     assert run.record.digest == whole.record.digest and run.record.resumed_from_step == {"distilled": [5]}
     assert equal(weights(whole), weights(run))
     (folder / "report.html").touch()
@@ -156,11 +159,11 @@ def test_the_same_run_goes_on_bit_for_bit_and_another_thread_count_is_said(asked
     threads = torch.get_num_threads()
     monkeypatch.setenv("FAKD_THREADS", str(threads + 1))
     try:
-        setup = prepare(DistillConfig(**asked))
+        setup = prepared(**asked)
         assert setup.run.dir == folder
-        assert f"continued at step 5 (threads {threads} -> {threads + 1})" in repr(fit(setup))
-        score(setup)
-        record = finish(setup).record
+        fitted = fit(setup)
+        assert f"continued at step 5 (threads {threads} -> {threads + 1})" in repr(fitted)
+        record = finish(setup, [fitted], score(setup, [fitted])).record
     finally:
         torch.set_num_threads(threads)
     assert [s["threads"] for s in record.sittings["distilled"]] == [threads, threads + 1]
@@ -175,14 +178,14 @@ def test_resume_of_a_folder_that_is_no_unfinished_run_is_refused_and_nothing_is_
     (photos / "photo.png").touch()
     finished = distill(**asked)
     pupil = {k: v for k, v in asked.items() if k not in ("student", "teacher", "compare")}
-    setup = prepare(TeacherConfig(**pupil, net=NARROW))
+    setup = prepare(TeacherConfig(**pupil, net=NARROW).resolve())
     fit(setup)
     for folder, words in ((photos, "no checkpoint lies there"), (finished.dir, "this run is finished"),
                           (setup.run.dir, "a run of another kind: teacher, not distill"),
                           (photos / "photo.png", "no such folder"), (tmp_path / "none", "no such folder")):
         kept = content(tmp_path)
         with pytest.raises(FakdError, match=words):
-            prepare(DistillConfig(**asked, resume=str(folder)))
+            prepared(**asked, resume=str(folder))
         assert content(tmp_path) == kept and list(photos.iterdir()) == [photos / "photo.png"]
 
 
@@ -207,7 +210,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found(asked, after_step, tmp_path)
     kept = content(folder)
     for resume in ("auto", str(folder)):  # a whole run says so before it begins, and takes nothing away
         with pytest.raises(FakdError, match="goes on from the checkpoint before it"):
-            prepare(DistillConfig(**asked, resume=resume))
+            prepared(**asked, resume=resume)
     assert content(folder) == kept
     path.unlink()  # what the message says
     assert load_run(before(path))["step"] == 4
@@ -222,7 +225,7 @@ def test_a_sealed_file_that_is_no_checkpoint_of_this_run_is_one_clear_error(aske
     path = folder / "checkpoints/distilled.pt"
     state = load_run(path)
     state.pop("format")
-    setup = prepare(DistillConfig(**asked))
+    setup = prepared(**asked)
     narrower = make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=4,reduction=2)", 2).state_dict()
     memory = {k: dict(v, exp_avg=torch.zeros(2)) for k, v in state["optimiser"]["state"].items()}
     for change, words in (
@@ -237,7 +240,7 @@ def test_a_sealed_file_that_is_no_checkpoint_of_this_run_is_one_clear_error(aske
             fit(setup)
     save_checkpoint(path, {k: v for k, v in state.items() if k != "adapters"})
     with pytest.raises(FakdError, match="adapters is missing"):
-        prepare(DistillConfig(**asked))
+        prepared(**asked)
     torch.save(state, path)  # whole, but not sealed
     with pytest.raises(FakdError, match="cut off, or no checkpoint of this version"):
         fit(setup)
@@ -247,15 +250,15 @@ def test_damage_of_the_kept_snapshots_is_found_before_the_run_goes_on(asked, aft
     folder = killed(asked, after_step)
     path = folder / "snapshots/progress-distilled.npz"
     whole, dice, found = path.read_bytes(), random.Random(4), 0
-    setup = prepare(DistillConfig(**asked))
-    (watcher,) = fakd.train.run._snapshots(setup, "distilled")
-    trainer = type("T", (), {"step": 5})()
-    watcher.on_start(trainer)
+    setup = prepared(**asked)
+    watcher = Snapshots(path, setup.looked_at, setup.queries[0], [t.net for t in setup.teachers], setup.taps)
+    moment = Moment("distilled", 5, 8, (), setup.student)
+    watcher.on_start(moment)
     seen = str(watcher.seen)
     for bit in dice.sample(range(8 * len(whole)), 150):
         path.write_bytes(flipped(whole, bit))
         try:
-            watcher.on_start(trainer)
+            watcher.on_start(moment)
             assert str(watcher.seen) == seen, bit  # a bit that means nothing, such as a date of the archive
         except FakdError:
             found += 1
@@ -294,13 +297,13 @@ def test_the_checkpoint_that_is_kept_has_a_finite_next_step_and_the_remedy_can_b
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["student"].values())
     again = asked | {"resume": str(folder)}
     with pytest.raises(FakdError, match="batch_size: 2 -> 3"):
-        prepare(DistillConfig(**again | {"batch_size": 3, "learn_rate": 1e-4}))
+        prepared(**again | {"batch_size": 3, "learn_rate": 1e-4})
     run = distill(**again | {"learn_rate": 1e-4, "clip_norm": 1.0})
     record = run.record
     assert (record.state, record.error, run.dir) == ("finished", None, folder)
     assert [(s["step"], s["learn_rate"], s["clip_norm"]) for s in record.sittings["distilled"]] == [
         (0, 1e-3, 0.0), (4, 1e-4, 1.0)]
-    of_one_setting = prepare(DistillConfig(**asked | {"learn_rate": 1e-4, "clip_norm": 1.0}))
+    of_one_setting = prepared(**asked | {"learn_rate": 1e-4, "clip_norm": 1.0})
     assert record.digest != of_one_setting.digest, "no run of one setting may be taken for it"
 
 
@@ -308,7 +311,7 @@ def test_a_run_that_did_not_diverge_keeps_its_rate(asked, after_step):
     folder = killed(asked, after_step)
     words = "learn_rate: 0.001 -> 0.0001\nOnly more steps.*where it diverged also learn_rate"
     with pytest.raises(FakdError, match=words):
-        prepare(DistillConfig(**asked | {"learn_rate": 1e-4, "resume": str(folder)}))
+        prepared(**asked | {"learn_rate": 1e-4, "resume": str(folder)})
 
 
 def test_a_run_that_diverges_at_once_goes_back_to_its_start(asked):
@@ -344,9 +347,8 @@ def no_training(monkeypatch):
 
 def test_a_run_that_was_stopped_before_its_record_is_scored_and_not_trained_again(asked, no_training):
     asked |= {"compare": True, "equal_time": False}
-    setup = prepare(DistillConfig(**asked))
-    fit(setup, distil=False)
-    fit(setup)
+    setup = prepared(**asked)
+    fit(setup, earlier=[fit(setup, "plain")])
     folder = setup.run.dir
     (folder / "weights/plain.safetensors").unlink()  # stopped while it was written
     for name in ("weights/.plain-abcd1234.safetensors", "snapshots/.affinity-k_3vx9qa.npz", ".record-zzzz9999.json",
@@ -378,22 +380,22 @@ def test_a_run_that_lacks_only_its_page_is_handed_over(asked, no_training, kind)
     assert {name: again[name] for name in kept if not name.startswith("figures/")} == {
         name: there for name, there in kept.items() if not name.startswith("figures/")}
     (run.dir / "report.html").unlink()
-    setup = prepare(TeacherConfig(**pupil) if kind == "teacher" else DistillConfig(**asked))
+    setup = prepare((TeacherConfig(**pupil) if kind == "teacher" else DistillConfig(**asked)).resolve())
     fitted = fit(setup)
     assert repr(fitted).startswith(f"{'teacher' if kind == 'teacher' else 'distilled'}: 8 steps in ")
     assert equal(fitted.net.state_dict(), {k: v.float() for k, v in weights(run, fitted.method).items()})
-    assert score(setup) == run.record.rows and finish(setup).dir == run.dir
+    assert score(setup, [fitted]) == run.record.rows and finish(setup, [fitted], []).dir == run.dir
 
 
 def test_a_run_with_its_page_or_without_one_of_its_files_is_asked_anew(asked):
     run = distill(**asked)
     assert (run.dir / "report.html").is_file()
-    second = prepare(DistillConfig(**asked))
+    second = prepared(**asked)
     assert second.run.id == f"{run.id}-2" and second.record is None
     (run.dir / "report.html").unlink()
     (run.dir / "weights/distilled.safetensors").unlink()
-    assert prepare(DistillConfig(**asked)).run.id == f"{run.id}-2"
-    assert prepare(DistillConfig(**asked, resume="never")).run.id == f"{run.id}-3"
+    assert prepared(**asked).run.id == f"{run.id}-2"
+    assert prepared(**asked, resume="never").run.id == f"{run.id}-3"
 
 
 # A full disk

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakd.core import FakdError
-from fakd.data.degrade import degrade, degrade_folder, imresize, modcrop
-from fakd.images import list_images, read_image, write_image
+from fakd.data.degrade import degrade, imresize, modcrop
+from fakd.images import list_images, read_image
 
 SETS = Path(__file__).parents[2] / "shared" / "data" / "benchmark"
 SCALES = (2, 3, 4, 8)
@@ -106,29 +106,6 @@ def test_what_is_no_image_is_refused(shape, dtype):
 def test_impossible_factors_are_refused(factor):
     with pytest.raises(FakdError, match="positive number"):
         imresize(np.zeros((4, 4)), factor)
-
-
-def test_a_folder_is_degraded_once_and_made_again_where_hr_is_newer(tmp_path):
-    img = np.random.default_rng(0).integers(256, size=(50, 39, 3), dtype=np.uint8)
-    for name in "abc":
-        write_image(tmp_path / "HR" / f"{name}.png", img)
-    assert degrade_folder(tmp_path / "HR", tmp_path / "LR", (2, 4), progress=False) == 6
-    assert degrade_folder(tmp_path / "HR", tmp_path / "LR", (2, 4), progress=False) == 0
-    write_image(tmp_path / "LR" / "X4" / "ax4.png", img)                         # a wrong size
-    write_image(tmp_path / "HR" / "b.png", 255 - img)                            # newer than its LR images
-    assert degrade_folder(tmp_path / "HR", tmp_path / "LR", (2, 4), workers=3, progress=False) == 3
-    assert np.array_equal(read_image(tmp_path / "LR" / "X4" / "bx4.png"), degrade(255 - img, 4))
-    assert np.array_equal(read_image(tmp_path / "LR" / "X4" / "ax4.png"), degrade(img, 4))
-    assert sorted(p.name for p in (tmp_path / "LR" / "X2").iterdir()) == ["ax2.png", "bx2.png", "cx2.png"]
-
-
-@pytest.mark.parametrize("other", ["a.jpg", "A.png"])
-def test_two_images_of_one_name_do_not_become_one(tmp_path, other):
-    for name in ("a.png", other):
-        write_image(tmp_path / "HR" / name, np.zeros((16, 16, 3), np.uint8))
-    with pytest.raises(FakdError, match="several images are called a;"):
-        degrade_folder(tmp_path / "HR", tmp_path / "LR", (2,), progress=False)
-    assert not (tmp_path / "LR").exists()
 
 
 def test_the_edge_rule_and_the_float_path_follow_the_formula():

@@ -48,3 +48,10 @@ def test_prose_does_not_change_the_digest(package):
 @pytest.mark.parametrize("name", DECIDES)
 def test_each_module_that_decides_is_there(name):
     assert (ROOT / "fakd" / f"{name.replace('.', '/')}.py").is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in DECIDES if not name.startswith("train.")])
+def test_what_decides_holds_no_html_no_colour_and_no_bar(name):
+    text = (ROOT / "fakd" / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+    looks = r"<t[drh]>|<table|_repr_html_|import html|matplotlib|seaborn|\"#[0-9a-fA-F]{6}\"|\bBar\b|tqdm|print\("
+    assert re.findall(looks, text) == []

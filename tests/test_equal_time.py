@@ -5,14 +5,17 @@ from statistics import mean
 
 import pytest
 import torch
+from fixtures import prepared
+from torch import nn
 
 from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record
 from fakd.runs import distill
-from fakd.train.config import PRESETS, DistillConfig
-from fakd.train.run import equal_time_steps, fit, prepare
+from fakd.train.config import DistillConfig
+from fakd.train.presets import PRESETS
+from fakd.train.run import Fitted, equal_time_steps, fit
 
 
 @pytest.fixture
@@ -27,12 +30,12 @@ def small(tmp_path):
 def test_it_is_the_plain_student_with_as_many_steps_as_the_time_allows(small):
     run = distill(**small)
     history = run.record.history
-    steps = equal_time_steps({method: [line] for method, line in history.items()})
+    steps = equal_time_steps([Fitted(method, nn.Identity(), [line]) for method, line in history.items()])
     assert history["plain_equal_time"]["step"] == steps > history["plain"]["step"]
     ratio = history["plain"]["steps_per_s"] / history["distilled"]["steps_per_s"]
     assert steps == round(6 * ratio)
-    longer = prepare(DistillConfig(**small | {"steps": steps, "equal_time": False}))
-    fit(longer, distil=False)  # the same start, batches and schedule as a plain run of that length
+    longer = prepared(**small | {"steps": steps, "equal_time": False})
+    fit(longer, "plain")  # the same start, batches and schedule as a plain run of that length
     expected = read_state(longer.run.dir / "weights/plain.safetensors")[0]
     found = read_state(run.dir / "weights/plain_equal_time.safetensors")[0]
     assert expected.keys() == found.keys()
@@ -58,9 +61,9 @@ def test_it_is_refused_where_there_is_nothing_to_compare(more):
 
 
 def test_it_cannot_come_before_both_students(small):
-    setup = prepare(DistillConfig(**small))
+    setup = prepared(**small)
     with pytest.raises(FakdError, match="train the plain and the distilled student first"):
-        fit(setup, equal_time=True)
+        fit(setup, "plain_equal_time")
 
 
 def test_what_the_run_notebook_says_of_the_gain_is_what_the_records_say():

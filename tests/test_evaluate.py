@@ -21,8 +21,8 @@ from fakd.nets.weights import load_net, save_weights
 from fakd.nets.zoo import make_net
 from fakd.report.evaluation import evaluation_finding
 from fakd.rows import Row, summarise
+from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import Way, measure_scores, prepare_evaluation
-from fakd.train.config import EvaluateConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -256,7 +256,7 @@ def test_kept_images_are_those_that_were_scored_whatever_the_file_is_called(tmp_
     save_weights(make_net("edsr(n_resblocks=1,n_feats=8)", 2, seed=1), tmp_path / "hr.safetensors")
     config = EvaluateConfig(weights=str(tmp_path / "hr.safetensors"), benchmarks=str(tmp_path / "set"), device="cpu",
                             precision="bf16+fp32", out_dir=str(tmp_path / "runs"))
-    evaluation = prepare_evaluation(config)
+    evaluation = prepare_evaluation(config.resolve())
     rows = {row.method: row for row in measure_scores(evaluation, progress=False)}
     assert list(rows) == ["bicubic", "hr (2)", "hr (2), fp32"]
     (folder,) = (evaluation.run.dir / "snapshots/images/x2").iterdir()

@@ -3,11 +3,12 @@ import csv
 
 import pytest
 
+from fakd.look.watchers import Progress
 from fakd.run_folder import read_history
 from fakd.runs import distill
 from fakd.train.config import DistillConfig
-from fakd.train.run import fit, prepare
-from fakd.train.trainer import Progress
+from fakd.train.run import fit
+from fakd.train.setup import prepare
 
 STUDENT = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
 
@@ -38,18 +39,18 @@ def test_the_history_grows_while_a_student_trains_and_stays_right_after_a_stop(t
 
     monkeypatch.setattr(Progress, "on_step", look)
     stop_at, config = 0, DistillConfig(**settings(tmp_path, loss="DS", checkpoint_min=0))
-    setup = prepare(config)
+    setup = prepare(config.resolve())
     fit(setup)
     whole = [("plain", step) for step in range(1, 7)]
     assert seen == [whole[:n] for n in range(6)]  # a line a step, each before the next one is taken
     assert lines(setup.run) == whole
 
     stop_at, config = 4, DistillConfig(**settings(tmp_path, loss="DS", checkpoint_min=0, seed=1))
-    setup = prepare(config)
+    setup = prepare(config.resolve())
     with pytest.raises(Stop):
         fit(setup)
     assert lines(setup.run) == whole[:3]
-    stop_at, setup = 0, prepare(config)
+    stop_at, setup = 0, prepare(config.resolve())
     fit(setup)
     assert lines(setup.run) == whole
     assert [line["step"] for line in read_history(setup.run)] == [1, 2, 3, 4, 5, 6]

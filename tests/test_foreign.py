@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures import prepared
 
 from fakd.core import FakdError
 from fakd.data.sets import image_set
@@ -13,8 +14,6 @@ from fakd.nets.foreign import _spandrel, load_any
 from fakd.report.run import run_page
 from fakd.rows import summarise
 from fakd.runs import distill
-from fakd.train.config import DistillConfig
-from fakd.train.run import prepare
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights"
@@ -77,12 +76,12 @@ def test_a_file_that_only_spandrel_knows_teaches(tmp_path):
 @needs_spandrel
 def test_dctlsa_is_tapped_at_its_thirds_without_being_told(tmp_path):
     file = str(WEIGHTS / "dctlsa_x4.pt")
-    setup = prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path)))
+    setup = prepared(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path))
     assert setup.config.taps == ["group0=c2", "group1=c4", "last=upsampler.input"]
     assert "c2 (55, 16, 16)" in repr(setup)
     with pytest.raises(FakdError, match=r'tap "c9": no such place in dctlsa. Did you mean "c'):
-        prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), taps="[last=c9]"))
+        prepared(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), taps="[last=c9]")
     with pytest.raises(FakdError, match="CA needs equal channels; the student's group0 has 8, the teacher's c2 has 55"):
-        prepare(DistillConfig(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), loss="DS+CA"))
+        prepared(**SMALL, scale=4, teacher=file, out_dir=str(tmp_path), loss="DS+CA")
     with pytest.raises(FakdError, match="for scale 4, the run for scale 2"):
-        prepare(DistillConfig(**SMALL, scale=2, teacher=file, out_dir=str(tmp_path)))
+        prepared(**SMALL, scale=2, teacher=file, out_dir=str(tmp_path))

@@ -33,7 +33,7 @@ from fakd.core import FakdError, parse_spec
 from fakd.data.download import unpack
 from fakd.data.pairs import ImageCache, ImagePair, Patches
 from fakd.data.sets import image_set
-from fakd.distil.loss import DistillLoss, check_spec
+from fakd.distil.loss import DistillLoss, check_spec, needs_of
 from fakd.images import image_size, read_image
 from fakd.look.maps import AffinityRows, read_affinity
 from fakd.look.training import read_progress
@@ -41,8 +41,10 @@ from fakd.nets.foreign import load_any
 from fakd.nets.zoo import make_net, net_spec, parse_net
 from fakd.record import read_record
 from fakd.run_folder import Run, find_runs, read_history
+from fakd.study.config import EvaluateConfig, find_weights
 from fakd.train.checkpoint import load_run, save_checkpoint
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig, find_weights, learn_rate_at
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.schedules import learn_rate_at
 from fakd.train.trainer import Trainer, restore, trainer_state
 
 COUNT = int(os.environ.get("FAKD_FUZZ", 2000))
@@ -438,7 +440,7 @@ def text_doors(folder: Path) -> list[Door]:
 
     def enter_spec(text: str) -> Any:
         terms = parse_spec(text)
-        for reads in ((parse_net,), (check_spec, DistillLoss.needs_of), (lambda t: learn_rate_at(3, 10, 1e-3, t),)):
+        for reads in ((parse_net,), (check_spec, needs_of), (lambda t: learn_rate_at(3, 10, 1e-3, t),)):
             with contextlib.suppress(FakdError):
                 for read in reads:
                     read(text)

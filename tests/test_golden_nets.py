@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import Taps, tap_shapes
+from fakd.distil.terms import Batch
 from fakd.nets.weights import fit_state, load_net
 from fakd.nets.zoo import NETS
 from fakd.train.trainer import make_optimiser
@@ -86,7 +87,7 @@ def first_step(network, dtype):
     "Student, the loss of one step as a function, and the values of the golden training case."
     values = np.load(folder_of(f"{network}_x4") / "train.npz")
     student, teacher = golden(network, "student").to(dtype), golden(network, "teacher").to(dtype).requires_grad_(False)
-    loss = DistillLoss(LOSS, tap_shapes(student, FAKD_TAPS, 24), tap_shapes(teacher, FAKD_TAPS, 24))
+    loss = DistillLoss(LOSS, tap_shapes(student, FAKD_TAPS, 24), [tap_shapes(teacher, FAKD_TAPS, 24)])
     lr_imgs, hr_imgs = (torch.from_numpy(values[k]).to(dtype) for k in ("lr", "hr"))
     with torch.no_grad(), Taps(teacher, FAKD_TAPS) as seen:
         teacher_sr, teacher_maps = teacher(lr_imgs), [m.clone() for m in seen.maps]
@@ -97,7 +98,7 @@ def first_step(network, dtype):
             sr_imgs, target = student(lr_imgs), teacher_sr
             if sides is not None:
                 sr_imgs, target = sr_imgs + (sides[0] - sr_imgs).detach(), sides[1]
-            return loss(sr_imgs, hr_imgs, target, taps.maps, teacher_maps)
+            return loss(Batch(sr_imgs, hr_imgs, lr_imgs, target, taps.maps, [teacher_maps]))
 
     return student, step, values
 

@@ -24,8 +24,9 @@ from fakd.nets.weights import load_net, read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record
 from fakd.run_folder import Run, find_runs, read_history
+from fakd.study.config import EvaluateConfig, find_weights
 from fakd.study.evaluation import prepare_evaluation
-from fakd.train.config import DistillConfig, EvaluateConfig, find_weights
+from fakd.train.config import DistillConfig
 
 SPEC = "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)"
 
@@ -301,7 +302,7 @@ def test_an_input_that_exceeds_memory_is_refused_before_anything_is_measured(tmp
     save_weights(make_net(SPEC, 2), tmp_path / "w.safetensors")
     asked = EvaluateConfig(weights=str(tmp_path / "w.safetensors"), benchmarks="sample-eval", input_px=10**6,
                            device="cpu", out_dir=str(tmp_path))
-    refused(lambda: prepare_evaluation(asked), "input_px=1000000 needs", "GB of memory")
+    refused(lambda: prepare_evaluation(asked.resolve()), "input_px=1000000 needs", "GB of memory")
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 

@@ -241,7 +241,7 @@ def test_change_loss_switches_terms_and_keeps_what_an_adapter_has_learned():
     kds = ready(SA=10, FitNet=0.1)
     kds.setOptimizer(torch.optim.Adam(kds.student_model.parameters(), lr=1e-3))
     kds.train(*batch())
-    adapter = kds.criterion.terms["FitNet"].adapters[0].weight
+    adapter = kds.criterion.terms["FitNet"][0].adapters[0].weight
     start = adapter.detach().clone()
     kds.train(*batch())
     learned = adapter.detach().clone()
@@ -255,7 +255,7 @@ def test_change_loss_switches_terms_and_keeps_what_an_adapter_has_learned():
     kds.changeLoss("CA", False)  # was off
     kds.train(*batch())
     assert kds.criterion.weights["FitNet"] == 0.1
-    assert kds.criterion.terms["FitNet"].adapters[0].weight is adapter
+    assert kds.criterion.terms["FitNet"][0].adapters[0].weight is adapter
     assert (adapter - learned).abs().max() > 0
     assert not any("adapter" in key for key in kds.student_model.state_dict())
     for _ in range(150):

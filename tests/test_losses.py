@@ -1,12 +1,14 @@
 "Every loss term: the authors' values, and what must hold for each line of LOSSES."
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError
@@ -14,22 +16,14 @@ from fakd.data.degrade import imresize
 from fakd.distil.affinity import pairs_l1, spatial_affinity, unit_maps
 from fakd.distil.features import MGD
 from fakd.distil.images import VGG19, bicubic, vgg_features
-from fakd.distil.loss import (
-    KINDS,
-    LOSSES,
-    DistillLoss,
-    check_spec,
-    loss_memory,
-    loss_table,
-    measure_losses,
-    refuse_idle,
-)
+from fakd.distil.loss import LOSSES, DistillLoss, check_spec, needs_of
 from fakd.distil.relations import RBF
 from fakd.distil.taps import Taps, features_of
+from fakd.distil.terms import Batch, MapTerm
+from fakd.distil.trial import loss_memory, measure_losses, refuse_idle, stand_ins
 from fakd.distil.upcycle import Upcycle
 from fakd.draws import torch_rng
-from fakd.train.config import DistillConfig
-from fakd.train.run import prepare
+from fakd.memory import peak_memory
 from fakd.train.trainer import make_optimiser
 
 # The authors' values: inputs and values are in the repository, gradients only beside the developers' checkout.
@@ -112,8 +106,9 @@ class Toy(nn.Module):
 
 
 TAPS = ["head", "body"]
-MAPS = [name for name, term in LOSSES.items() if term.cls.needs == "maps"]
-LOOKING = [name for name, term in LOSSES.items() if term.cls.needs in ("features", "nets")]
+MAPS = [name for name, term in LOSSES.items() if issubclass(term.cls, MapTerm)]
+LOOKING = [name for name, term in LOSSES.items() if {"teacher", "features"} & {*term.cls.reads}]
+DRAWING = [name for name, term in LOSSES.items() if "rng" in term.cls.reads]
 PLAIN = {"ZoomIn": "ZoomIn(invert=0)", "Invert": "Invert(invert=0)"}  # the plain input too: zero for equal networks
 
 
@@ -125,9 +120,15 @@ def batch(b=3, side=16, seed=0):
 
 def loss_of(spec, student, teacher, seed=0):
     "The loss of one term, with what its taps need."
-    shapes = [{name: (net.head.out_channels, 16, 16) for name in TAPS} for net in (student, teacher)]
+    ours, theirs = ({name: (net.head.out_channels, 16, 16) for name in TAPS} for net in (student, teacher))
     name = spec.split("(")[0]
-    return DistillLoss(spec if LOSSES[name].cls.needs != "maps" else f"DS+{spec}", *shapes, seed=seed), name
+    return DistillLoss(f"DS+{spec}" if name in MAPS else spec, ours, [theirs], seed=seed), name
+
+
+def on_maps(student_maps, teacher_maps):
+    "A batch for losses of which only the terms on maps are looked at."
+    one = torch.zeros(1)
+    return Batch(one, one, student_maps=student_maps, teachers_maps=[teacher_maps])
 
 
 def run(spec, student, teacher, hr_is_sr=False, step=0, loss=None):
@@ -143,16 +144,16 @@ def run(spec, student, teacher, hr_is_sr=False, step=0, loss=None):
 
     with Taps(student, TAPS) as taps:
         sr_imgs = student(lr_imgs)
-        _, terms = loss(
-            sr_imgs, sr_imgs.detach() if hr_is_sr else hr_imgs, seen[0], taps.maps, seen[1:], step=step,
-            lr_imgs=lr_imgs, student=student, teacher=frozen, features=features_of(teacher, TAPS),
-        )
+        _, terms = loss(Batch(
+            sr_imgs, sr_imgs.detach() if hr_is_sr else hr_imgs, lr_imgs, seen[0], taps.maps, [seen[1:]],
+            student=student, teacher=frozen, features=features_of(teacher, TAPS), step=step,
+        ))
     return terms[name], seen
 
 
 def pair(name):
     "A narrow student and a teacher, as wide as the term allows."
-    return Toy(6, 1), Toy(6 if LOSSES[name].channels == "equal" else 9, 2)
+    return Toy(6, 1), Toy(6 if LOSSES[name].cls.channels == "equal" else 9, 2)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -178,13 +179,13 @@ def test_smallest_value_where_student_equals_teacher(name):
     loss, _ = loss_of(spec, student, teacher)
     least = 0.0
     if name == "MGD":  # a generator that changes nothing gives 0; its ReLU must not cut, so its inputs are lifted
-        for generator in loss.terms[name].generators:
+        for generator in loss.terms[name][0].generators:
             for layer, lift in ((generator[0], 1e3), (generator[2], -1e3)):
                 nn.init.dirac_(layer.weight)
                 nn.init.constant_(layer.bias, lift)
     if name == "VID":  # foretold exactly, the logarithm of the variance is left
-        least = sum(0.5 * torch.log(nn.functional.softplus(a) + 1e-5).mean().item() for a in loss.terms[name].alphas)
-        for mean in loss.terms[name].means:
+        least = sum(0.5 * torch.log(nn.functional.softplus(a) + 1e-5).mean().item() for a in loss.terms[name][0].alphas)
+        for mean in loss.terms[name][0].means:
             mean.forward = lambda maps: maps
     value, _ = run(spec, student, teacher, hr_is_sr=name == "DS", loss=loss)
     assert value.item() == pytest.approx(least, abs=1e-5 if name != "MGD" else 1e-3)
@@ -206,8 +207,9 @@ def test_computed_in_fp32_inside_autocast(name):
     maps = [[torch.randn((3, net.head.out_channels, 16, 16), generator=rng).bfloat16() for _ in TAPS]
             for net in (student, teacher)]
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss(*images, *maps)[1][name]
-    full = loss(*(i.float() for i in images), *([m.float() for m in ms] for ms in maps))[1][name]
+        half = loss(Batch(*images[:2], None, images[2], maps[0], maps[1:]))[1][name]
+    images, maps = [i.float() for i in images], [[m.float() for m in ms] for ms in maps]
+    full = loss(Batch(*images[:2], None, images[2], maps[0], maps[1:]))[1][name]
     assert half.dtype == torch.float32
     assert torch.equal(half, full)
 
@@ -253,13 +255,13 @@ INVARIANCES = {
 def test_invariances_that_are_claimed(name):
     rng = torch_rng(0, "maps")
     student, teacher = ([torch.randn((4, 6, 5, 7), generator=rng, dtype=torch.float64) for _ in range(2)] for _ in WHO)
-    loss = DistillLoss(f"DS+{name}", *({str(i): (6, 5, 7) for i in range(2)} for _ in WHO)).double()
-    one = torch.zeros(1)
-    value = loss(one, one, None, student, teacher)[1][name]
+    shapes = {str(i): (6, 5, 7) for i in range(2)}
+    loss = DistillLoss(f"DS+{name}", shapes, [shapes]).double()
+    value = loss(on_maps(student, teacher))[1][name]
     for change in INVARIANCES[name]:
-        same = loss(one, one, None, [change(m) for m in student], teacher)[1][name]
+        same = loss(on_maps([change(m) for m in student], teacher))[1][name]
         assert same.item() == pytest.approx(value.item(), rel=1e-6), change.__name__
-    moved = loss(one, one, None, [m.roll(1, 3) for m in student], teacher)[1][name]
+    moved = loss(on_maps([m.roll(1, 3) for m in student], teacher))[1][name]
     blind = name in ("CA", "FSP", "IA", "SP", "PKT", "RKD")  # relations of channels and images know no positions
     assert (moved.item() == pytest.approx(value.item(), rel=1e-6)) == blind
 
@@ -267,7 +269,8 @@ def test_invariances_that_are_claimed(name):
 def test_fft_does_not_mind_where_both_images_are():
     (_, a), (_, b), fft = batch(seed=1), batch(seed=2), DistillLoss("FFT")
     around = [imgs.roll((3, 5), (2, 3)) for imgs in (a, b)]
-    assert fft(around[0], a, around[1])[0].item() == pytest.approx(fft(a, a, b)[0].item(), rel=1e-5)
+    here, there = (Batch(sr_imgs, a, teacher_sr_imgs=wanted) for sr_imgs, wanted in ((a, b), around))
+    assert fft(there)[0].item() == pytest.approx(fft(here)[0].item(), rel=1e-5)
 
 
 def maps_of(*rows):
@@ -313,8 +316,8 @@ BY_HAND = {  # term, what it is called with, value; the notebooks work most of t
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_worked_out_by_hand(name):
     spec, given, wanted = BY_HAND[name]
-    shapes = {str(i): (1, 2, 2) for i in range(len(given[0]) if "maps" in DistillLoss.needs_of(spec) else 0)}
-    term = DistillLoss(spec if LOSSES[name].cls.needs != "maps" else f"DS+{spec}", shapes, shapes).terms[name].double()
+    shapes = {str(i): (1, 2, 2) for i in range(len(given[0]) if "maps" in needs_of(spec) else 0)}
+    term = DistillLoss(f"DS+{spec}" if name in MAPS else spec, shapes, [shapes]).terms[name][0].double()
     if name in ("VID", "MGD"):  # learned parts that hand on what they get
         for layer in (m for m in term.modules() if isinstance(m, nn.Conv2d)):
             nn.init.dirac_(layer.weight)
@@ -329,11 +332,10 @@ def test_gradient_is_the_one_of_finite_differences(name):
     rng = torch_rng(0, "small")
     student, teacher = (torch.randn((3, 2, 2, 3), generator=rng, dtype=torch.float64) for _ in WHO)
     shapes = {"0": (2, 2, 3)}
-    loss = DistillLoss(f"DS+{name}", shapes, shapes).double()
-    one = torch.zeros(1)
+    loss = DistillLoss(f"DS+{name}", shapes, [shapes]).double()
 
     def value(maps):
-        return loss(one, one, None, [maps], [teacher])[1][name]
+        return loss(on_maps([maps], [teacher]))[1][name]
 
     assert torch.autograd.gradcheck(value, student.requires_grad_(), atol=1e-6)
 
@@ -366,7 +368,7 @@ def test_making_a_loss_leaves_the_global_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", [n for n, term in LOSSES.items() if getattr(term.cls, "draws", False)])
+@pytest.mark.parametrize("name", DRAWING)
 def test_draws_are_a_function_of_seed_and_step(name):
     student, teacher = pair(name)
     spec = {"CSD": "CSD(crop=16)", "ZoomOut": "ZoomOut(invert=0.5)"}.get(name, name)
@@ -456,7 +458,7 @@ def test_csd_takes_vgg_features_where_the_weights_are_there(tmp_path, monkeypatc
     imgs = torch.rand(2, 3, 32, 32).mul(255).requires_grad_()
     maps = vgg_features()(imgs)
     assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
-    assert DistillLoss.needs_of("DS+CSD(features=vgg)") == {"teacher"}
+    assert needs_of("DS+CSD(features=vgg)") == {"teacher"}
     student, teacher = pair("CSD")
     loss, _ = loss_of("CSD(features=vgg,crop=32)", student, teacher)
     value, _ = run("CSD", student, teacher, loss=loss)
@@ -469,30 +471,35 @@ def test_csd_takes_vgg_features_where_the_weights_are_there(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_line_of_the_table_is_complete(name):
-    line = LOSSES[name]
-    assert line.cls.needs in KINDS and line.formula and line.source and line.cost
-    assert line.channels in ("any", "equal", "adapter")
-    assert f"| {name} |" in loss_table()
+    line, term = LOSSES[name], LOSSES[name].cls()
+    assert line.formula and line.source and line.cls.__doc__
+    assert line.cls.channels in ("any", "equal", "adapter")
+    assert term.reads and {*term.reads} <= {field.name for field in dataclasses.fields(Batch)}
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_unequal_channels_are_refused_adapted_or_taken_as_the_table_says(name):
     narrow, wide = ({str(i): (c, 5, 5) for i in range(2)} for c in (4, 6))
-    if LOSSES[name].channels == "equal":
+    if LOSSES[name].cls.channels == "equal":
         said = f"{name} needs equal channels; the student's 0 has 4, the teacher's 0 has 6"
         with pytest.raises(FakdError, match=said):
-            DistillLoss(f"DS+{name}", narrow, wide)
+            DistillLoss(f"DS+{name}", narrow, [wide])
     else:
-        learned = list(DistillLoss(f"DS+{name}", narrow, wide).parameters())
-        assert bool(learned) == (LOSSES[name].channels == "adapter")
+        learned = list(DistillLoss(f"DS+{name}", narrow, [wide]).parameters())
+        assert bool(learned) == (LOSSES[name].cls.channels == "adapter")
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_estimated_memory_is_what_is_measured(name):
-    measured = measure_losses([name], batch_size=4, channels=16, side=32, repeats=1)[name][0]
-    taps = getattr(LOSSES[name].cls, "min_taps", 1)
-    estimate = loss_memory(name, {str(i): (16, 32, 32) for i in range(taps)}, 4, hr_px=128)
-    assert 0.6 < estimate / measured < 2.1
+def test_memory_counted_on_shapes_alone_is_that_of_a_real_trial(name):
+    shapes = {str(i): (16, 32, 32) for i in range(2)}
+    loss = DistillLoss("DS" if name == "DS" else f"DS+{name}", shapes, [shapes, shapes])
+    batch, leaves = stand_ins(loss, 4, 32, 4)
+    wanted = [*leaves, *loss.parameters()]
+    measured = peak_memory(lambda: torch.autograd.grad(loss(batch)[0], wanted, allow_unused=True))
+    assert loss_memory(loss, 4, 32, 4) == pytest.approx(measured, rel=0.02)
+    assert all(not p.is_meta for p in loss.parameters())
+    one_at_a_time = loss_memory(loss, 4, 32, 4, together=False)
+    assert one_at_a_time <= measured * 1.02
 
 
 @pytest.mark.parametrize(
@@ -520,8 +527,9 @@ def test_faults_of_a_spec_are_named_before_anything_runs(spec, fault):
 
 
 def test_the_options_of_the_issue_are_understood():
-    loss = DistillLoss("5*PSA(k=2,pool=avg)+0.5*TS", *({"a": (4, 5, 5)} for _ in WHO))
-    assert (loss.terms["PSA"].k, loss.terms["PSA"].pool, loss.weights) == (2, "avg", {"PSA": 5.0, "TS": 0.5})
+    loss = DistillLoss("5*PSA(k=2,pool=avg)+0.5*TS", {"a": (4, 5, 5)}, [{"a": (4, 5, 5)}])
+    (psa,) = loss.terms["PSA"]
+    assert (psa.k, psa.pool, loss.weights) == (2, "avg", {"PSA": 5.0, "TS": 0.5})
 
 
 # Terms that would do nothing
@@ -556,7 +564,7 @@ def test_terms_on_images_are_known_to_need_two_or_three():
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_term_passes_its_trial_at_ordinary_sizes(name):
     shapes = {str(i): (6, 16, 16) for i in range(2)}
-    refuse_idle(DistillLoss(f"{name}+DS" if name != "DS" else name, shapes, shapes), images=3, lr_px=16, scale=2)
+    refuse_idle(DistillLoss(f"{name}+DS" if name != "DS" else name, shapes, [shapes]), images=3, lr_px=16, scale=2)
 
 
 SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", "benchmarks": "sample-eval",
@@ -584,18 +592,19 @@ IDLE = [  # loss, images at a time, what is said of it with patches of 8 LR pixe
 def test_terms_that_would_do_nothing_are_refused(spec, images, message):
     shapes = {str(i): (6, 8, 8) for i in range(3)}
     with pytest.raises(FakdError) as found:
-        refuse_idle(DistillLoss(spec, shapes, shapes), images, lr_px=8, scale=4)
+        refuse_idle(DistillLoss(spec, shapes, [shapes]), images, lr_px=8, scale=4)
     assert message in str(found.value)
 
 
 def test_a_loss_called_directly_refuses_them_too():
-    shapes, one = {"a": (6, 8, 8)}, torch.zeros(1)
+    shapes = {"a": (6, 8, 8)}
     for name, images in (("RKD", 2), ("IA", 1), ("SP", 1), ("PKT", 1)):
         maps = [torch.rand(images, 6, 8, 8)]
         with pytest.raises(FakdError, match=f"loss {name}: it relates images"):
-            DistillLoss(f"DS+{name}", shapes, shapes)(one, one, None, maps, maps)
+            DistillLoss(f"DS+{name}", shapes, [shapes])(on_maps(maps, maps))
         with pytest.raises(FakdError, match=f"loss {name}: it relates images"):  # with two teachers
-            DistillLoss(f"DS+{name}", shapes, [shapes, shapes])(one, one, None, maps, [maps, None])
+            both = dataclasses.replace(on_maps(maps, maps), teachers_maps=[maps, None])
+            DistillLoss(f"DS+{name}", shapes, [shapes, shapes])(both)
 
 
 @pytest.mark.parametrize(
@@ -610,6 +619,6 @@ def test_a_loss_called_directly_refuses_them_too():
 )
 def test_a_run_refuses_them_before_it_has_a_folder(loss, more, message, tmp_path):
     with pytest.raises(FakdError) as found:
-        prepare(DistillConfig(**SMALL | more, loss=loss, out_dir=str(tmp_path)))
+        prepared(**SMALL | more, loss=loss, out_dir=str(tmp_path))
     assert message in str(found.value)
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import skimage.data
+from fixtures import prepared
 
 from fakd.core import FakdError
 from fakd.data.sets import image_set, one_pair
@@ -15,7 +16,8 @@ from fakd.nets.zoo import make_net
 from fakd.report.run import run_page
 from fakd.run_folder import Run
 from fakd.train.config import DistillConfig
-from fakd.train.run import _looked_at, finish, fit, prepare, score
+from fakd.train.run import complete
+from fakd.train.setup import prepare
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,8 @@ def asked(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def run(asked) -> Run:
-    setup = prepare(DistillConfig(**asked))
-    fit(setup, distil=False)
-    fit(setup)
-    score(setup)
-    return finish(setup)
+    setup = prepared(**asked)
+    return complete(setup)
 
 
 def test_own_images_are_kept_with_their_scores(run, asked):
@@ -61,10 +60,10 @@ def test_the_affinity_is_that_of_the_users_first_image(run, asked):
 
 def test_another_image_can_be_chosen_and_is_refused_early(asked, tmp_path):
     config = DistillConfig(**asked | {"affinity_image": "mine/c--d%", "out_dir": str(tmp_path / "runs")})
-    setup = prepare(config)
-    assert np.array_equal(_looked_at(setup)[0], one_pair(setup.sets[1], "c--d%", 2).lr_img)
+    setup = prepare(config.resolve())
+    assert np.array_equal(setup.looked_at, one_pair(setup.sets[1], "c--d%", 2).lr_img)
     with pytest.raises(FakdError, match="affinity_image mine/f: not in the evaluation sets. .*such as"):
-        prepare(DistillConfig(**asked | {"affinity_image": "mine/f"}))
+        prepared(**asked | {"affinity_image": "mine/f"})
 
 
 def test_known_sets_are_never_the_users_own(shared, monkeypatch):

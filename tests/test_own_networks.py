@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError
@@ -13,8 +14,6 @@ from fakd.nets.zoo import make_net
 from fakd.onnx import export_onnx
 from fakd.runs import distill
 from fakd.study.evaluation import evaluate_weights
-from fakd.train.config import DistillConfig
-from fakd.train.run import prepare
 
 SMALL = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -86,13 +85,13 @@ def test_an_onnx_file_teaches_and_does_not_learn(tmp_path):
     export_onnx(make_net(SMALL, 2), tmp_path / "teacher.onnx")
     given = {"scale": 2, "data": "sample", "benchmarks": "sample-eval", "steps": 2, "batch_size": 2, "patch_px": 16,
              "precision": "fp32", "device": "cpu", "out_dir": str(tmp_path), "loss": "DS+TS"}
-    setup = prepare(DistillConfig(**given, student=SMALL, teacher=str(tmp_path / "teacher.onnx")))
+    setup = prepared(**given, student=SMALL, teacher=str(tmp_path / "teacher.onnx"))
     assert setup.teacher(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
     with pytest.raises(FakdError, match="an ONNX file cannot be trained"):
-        prepare(DistillConfig(**given, student=str(tmp_path / "teacher.onnx")))
+        prepared(**given, student=str(tmp_path / "teacher.onnx"))
 
 
 @pytest.mark.parametrize("given", [{"teacher": ""}, {"teacher": " "}, {"student": ""}, {"teacher": "rcan+"}])
 def test_empty_names_are_refused(given, tmp_path):
     with pytest.raises(FakdError, match="teacher|student|net"):
-        prepare(DistillConfig(**{"student": SMALL, "out_dir": str(tmp_path)} | given))
+        prepared(**{"student": SMALL, "out_dir": str(tmp_path)} | given)

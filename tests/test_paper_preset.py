@@ -16,8 +16,11 @@ from fakd.distil.taps import resolve_taps, tap_shapes
 from fakd.images import write_image
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import NETS, make_net
-from fakd.train.config import PRESETS, DistillConfig, TeacherConfig, learn_rate_at, str_net
-from fakd.train.run import prepare
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.networks import str_net
+from fakd.train.presets import PRESETS
+from fakd.train.schedules import learn_rate_at
+from fakd.train.setup import prepare
 from fakd.train.teacher import Teacher
 from fakd.train.trainer import Trainer
 
@@ -190,10 +193,10 @@ def two_steps(cfg, teacher_net):
     small = cfg.model_copy(update={"batch_size": 2, "patch_px": 8})
     student = make_net(cfg.student, cfg.scale, seed=cfg.seed)
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    shapes = [tap_shapes(net, cfg.taps, small.patch_px) for net in (student, teacher_net)]
+    ours, theirs = (tap_shapes(net, cfg.taps, small.patch_px) for net in (student, teacher_net))
     patches = Patches(image_set("sample").pairs(cfg.scale)[:2], cfg.scale, small.patch_px, cfg.seed)
     teacher = Teacher(teacher_net, cfg.taps)
-    trainer = Trainer(student, DistillLoss(cfg.loss, *shapes), patches, small, teacher, taps=cfg.taps)
+    trainer = Trainer(student, DistillLoss(cfg.loss, ours, [theirs]), patches, small, [teacher], taps=cfg.taps)
     trainer.fit(2)
     return trainer, before
 
@@ -228,11 +231,11 @@ def test_a_run_of_the_preset_is_prepared_with_these_networks_and_taps(name, scal
     save_weights(make_net(name, scale, "mini_teacher"), tmp_path / "teacher.safetensors")
     config = DistillConfig(preset="paper", student=name, scale=scale, teacher=str(tmp_path / "teacher.safetensors"),
                            device="cpu", out_dir=str(tmp_path / "runs"))
-    setup = prepare(config)
+    setup = prepare(config.resolve())
     student = setup.new_student()
     assert sum(v.numel() for v in student.state_dict().values()) == PARAMETERS[name, "student"][0][SCALES.index(scale)]
     wanted = fakd_taps(name, scale)
     assert [list(student.tap_names()).index(pair[0]) for pair in setup.taps] == wanted
-    assert [list(setup.teacher.tap_names()).index(pair[1]) for pair in setup.taps] == wanted
+    assert [list(setup.teachers[0].net.tap_names()).index(pair[1]) for pair in setup.taps] == wanted
     assert [batch.shape for batch in setup.first_batch()] == [(16, 3, 48, 48), (16, 3, 48 * scale, 48 * scale)]
     assert setup.run.id.startswith(f"distill-x{scale}-{name}-ds-ts-sa-s0-")

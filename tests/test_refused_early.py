@@ -2,11 +2,13 @@
 import unittest.mock
 
 import pytest
+from fixtures import prepared
 
 from fakd.core import FakdError
 from fakd.runs import distill
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig
-from fakd.train.run import prepare
+from fakd.study.config import EvaluateConfig
+from fakd.train.config import DistillConfig, TeacherConfig
+from fakd.train.setup import prepare
 
 SMALL = {"student": "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)", "steps": 2, "batch_size": 2,
          "patch_px": 16, "benchmarks": "sample-eval", "precision": "fp32", "device": "cpu"}
@@ -39,13 +41,13 @@ def test_a_disk_that_is_nearly_full_is_refused(tmp_path):
     config = DistillConfig(**SMALL, out_dir=tmp_path / "runs")
     full = unittest.mock.patch("shutil.disk_usage", lambda _: unittest.mock.Mock(free=20 * 10**6))
     with full, pytest.raises(FakdError, match=r"this run needs about \d\d MB of disk, 20 MB are free there"):
-        prepare(config)
+        prepare(config.resolve())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_home_folder_is_the_users(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    setup = prepare(DistillConfig(**SMALL, out_dir="~/runs"))
+    setup = prepared(**SMALL, out_dir="~/runs")
     assert setup.run.dir.parent == tmp_path / "runs"
     assert setup.given == {**SMALL, "out_dir": "~/runs"}
 
@@ -57,5 +59,5 @@ def test_names_of_any_length_make_a_folder(tmp_path):
     path = tmp_path / f"{'student-' * 29}.safetensors"
     save_weights(make_net(SMALL["student"], 4, seed=1), path)
     loss = "DS+TS+0.1*SA+0.1*AT+0.1*SP+0.1*CWD+0.1*FFT+0.1*NST"
-    setup = prepare(DistillConfig(**{**SMALL, "student": path}, loss=loss, out_dir=tmp_path / "runs"))
+    setup = prepared(**{**SMALL, "student": path}, loss=loss, out_dir=tmp_path / "runs")
     assert setup.run.dir.is_dir() and len(setup.run.id) < 150 and "-s0-" in setup.run.id

@@ -11,7 +11,9 @@ from papermill import cli
 from papermill.translators import PythonTranslator
 
 from fakd.report.repeat import repetition
-from fakd.train.config import DistillConfig, EvaluateConfig, TeacherConfig, parameters
+from fakd.settings import parameters
+from fakd.study.config import EvaluateConfig
+from fakd.train.config import DistillConfig, TeacherConfig
 
 CONFIGS = {"distill": DistillConfig, "teacher": TeacherConfig, "evaluate": EvaluateConfig}
 GIVEN = [

@@ -161,7 +161,7 @@ def test_a_run_without_distillation_has_a_page(tmp_path: Path) -> None:
 def test_a_student_without_a_teacher_is_not_called_distilled(tmp_path: Path) -> None:
     rows = [Row.of(m, "Set5", "baby", 4, p, 0.9) for m, p in (("bicubic", 28.4), ("plain", 28.9))]
     run = make_run_fixture(tmp_path, rows=rows, summary=summarise(rows), pictures=False, teacher=False,
-                           resolved={"scale": 4, "loss": "DS", "teacher": "none", "seed": 0})
+                           resolved={"scale": 4, "loss": "DS", "teacher": None, "seed": 0})
     text = run_page(run).read_text(encoding="utf-8")
     check_page(text)
     assert finding(run.record).startswith("On Set5 (1 image) the network reaches 28.90 dB, +0.50 dB against bicubic")

@@ -8,14 +8,14 @@ import time
 
 import pytest
 import torch
+from fixtures import prepared
 
 from fakd.core import FakdError
 from fakd.nets.weights import read_state, save_weights
 from fakd.nets.zoo import make_net
 from fakd.run_folder import Run
 from fakd.runs import distill
-from fakd.train.config import DistillConfig
-from fakd.train.run import fit, prepare
+from fakd.train.run import fit
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 
@@ -32,7 +32,7 @@ def small(tmp_path_factory):
 
 def start(parameters, out_dir):
     "The run in a process of its own, on one thread."
-    code = f"from fakd import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
+    code = f"from fakd.train.run import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=one_thread, stderr=subprocess.PIPE, text=True)
 
@@ -92,7 +92,7 @@ def test_resuming_with_changed_settings_is_refused_and_more_steps_are_allowed(sm
     process.wait()
     asked = small | {"out_dir": str(out_dir), "resume": str(folder)}
     with pytest.raises(FakdError, match=r"learn_rate: 0.001 -> 0.01"):
-        fit(prepare(DistillConfig(**asked | {"learn_rate": 0.01})), distil=False)
+        fit(prepared(**asked | {"learn_rate": 0.01}), "plain")
     run = distill(**asked | {"steps": 44, "workers": 1})
     assert run.id == folder.name
     assert run.record.history["distilled"]["step"] == 44

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fakd.core import static
-from fakd.measure.metrics import _stages
+from fakd.measure.perceptual import _stages
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
 from fakd.run_folder import find_runs

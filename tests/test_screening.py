@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from fixtures import prepared
 from PIL import Image
 from skimage import data
 
@@ -13,9 +14,9 @@ from fakd.data.screening import check_set, data_use, screen
 from fakd.data.sets import image_set, image_sets
 from fakd.images import read_image, write_image
 from fakd.report.run import run_page
+from fakd.study.config import EvaluateConfig
 from fakd.study.evaluation import prepare_evaluation
-from fakd.train.config import DistillConfig, EvaluateConfig
-from fakd.train.run import finish, fit, prepare, score
+from fakd.train.run import complete
 
 TINY = {"student": "rcan(n_resgroups=1,n_resblocks=1,n_feats=8,reduction=4)", "loss": "DS", "steps": 1, "batch_size": 2,
         "patch_px": 16, "precision": "fp32"}
@@ -134,10 +135,8 @@ def test_prints_are_kept_and_a_broken_file_is_made_anew(tmp_path):
 
 def ran(folder, **asked):
     "A run without its pages."
-    setup = prepare(DistillConfig(**TINY, **asked, out_dir=str(folder / "runs")))
-    fit(setup)
-    score(setup)
-    return finish(setup)
+    setup = prepared(**TINY, **asked, out_dir=str(folder / "runs"))
+    return complete(setup)
 
 
 def test_a_run_that_trains_on_a_test_says_so_everywhere(tmp_path):
@@ -148,7 +147,7 @@ def test_a_run_that_trains_on_a_test_says_so_everywhere(tmp_path):
     page = run_page(run).read_text()
     assert "are among the training images" in page and "are not trained on" not in page
     with pytest.warns(UserWarning):
-        setup = prepare(DistillConfig(**TINY, data="sample-eval", benchmarks="sample-eval", out_dir=str(tmp_path)))
+        setup = prepared(**TINY, data="sample-eval", benchmarks="sample-eval", out_dir=str(tmp_path))
     for shown in (repr(setup), setup._repr_html_()):
         assert "5 of 5 images of sample-eval are among the training images" in shown
 
@@ -187,11 +186,11 @@ def test_what_cannot_be_scored_is_refused_in_prepare(tmp_path, kind, said):
     write_image(tmp_path / "set" / "a.png", data.astronaut()[100:196, :120])
     broken(tmp_path / "set", kind)
     with pytest.raises(FakdError, match=said):
-        prepare(DistillConfig(**TINY, data="sample", benchmarks=tmp_path / "set", out_dir=str(tmp_path / "runs")))
+        prepared(**TINY, data="sample", benchmarks=tmp_path / "set", out_dir=str(tmp_path / "runs"))
     assert not list((tmp_path / "runs").rglob("*.pt"))
     if kind != "small":
         with pytest.raises(FakdError, match=said):
-            prepare(DistillConfig(**TINY, data=tmp_path / "set", benchmarks="sample-eval", out_dir=str(tmp_path)))
+            prepared(**TINY, data=tmp_path / "set", benchmarks="sample-eval", out_dir=str(tmp_path))
 
 
 def test_perception_needs_larger_images(tmp_path):
@@ -220,7 +219,7 @@ def test_an_evaluation_knows_what_its_networks_were_trained_on(tmp_path):
     places = [tmp_path / "train", "sample-eval", tmp_path / "new", tmp_path / "other"]
     asked = EvaluateConfig(weights=str(run.dir), benchmarks=places, repeats=0, out_dir=str(tmp_path / "runs"))
     with pytest.warns(UserWarning, match="among the training images"):
-        evaluation = prepare_evaluation(asked)
+        evaluation = prepare_evaluation(asked.resolve())
     uses = {use.name: use.trained_on for use in evaluation.data}
     assert len(uses["train"]) == 5 and list(uses["sample-eval"]) == ["astronaut"] and uses["other"] == {}
     assert uses["sample-eval"]["astronaut"].endswith(f"a piece, of {run.id}")  # as that run found

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from itertools import product
 
 import jsonschema
@@ -9,14 +10,17 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError, find_path, static
 from fakd.distil.loss import DistillLoss
 from fakd.distil.matching import find_places, suggest_taps
 from fakd.distil.taps import tap_shapes
+from fakd.distil.terms import Batch
 from fakd.images import write_image
 from fakd.look.results import result_table
+from fakd.look.watchers import Progress
 from fakd.measure.evaluate import evaluate
 from fakd.nets.foreign import as_net
 from fakd.nets.weights import load_net, read_state, save_weights
@@ -26,9 +30,9 @@ from fakd.report.run import run_page
 from fakd.rows import summarise
 from fakd.runs import distill, train_teacher
 from fakd.train.config import DistillConfig
-from fakd.train.run import fit, loss_needs, prepare
-from fakd.train.teacher import Teacher, Teachers
-from fakd.train.trainer import Progress
+from fakd.train.run import fit
+from fakd.train.setup import prepare
+from fakd.train.teacher import Lesson, Teacher, who_teaches
 
 NARROW = "rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)"
 WIDE = "rcan(n_resgroups=3,n_resblocks=1,n_feats=16,reduction=4)"
@@ -97,18 +101,9 @@ def files(tmp_path_factory):
 # Places
 
 
-SIZES = {"rcan": {"n_resblocks": 1, "n_feats": 8, "reduction": 4}, "edsr": {"n_feats": 8},
-         "san": {"n_resblocks": 1, "n_feats": 16}}
-DEPTHS = {"rcan": ("n_resgroups", (2, 5, 10)), "edsr": ("n_resblocks", (3, 8)), "san": ("n_resgroups", (6, 20))}
-
-
 @pytest.mark.parametrize("ours, theirs", list(product(NETS, NETS)))
 def test_suggested_places_match_whatever_the_depth(ours, theirs):
-    def of(name, which):
-        key, depths = DEPTHS[name]
-        return NETS[name](scale=2, **SIZES[name], **{key: depths[which]})
-
-    student, teacher = of(ours, 0), of(theirs, -1)
+    student, teacher = (make_net(name, 2, role) for name, role in ((ours, "mini_student"), (theirs, "mini_teacher")))
     for n in (1, 2, 3):
         pairs = suggest_taps(teacher, student, n, patch_px=12)
         assert [len(pairs.student), len(pairs.teacher)] == [n, n]
@@ -133,18 +128,18 @@ def test_maps_of_another_size_are_not_suggested_and_refused_when_asked_for(small
     assert sizes == {(8, 8), (4, 4)}
     assert "small" not in suggest_taps(Plain(), make_net(NARROW, 2), 3, 8).teacher
     with pytest.raises(FakdError, match=r"taps last \(8x8\) and small \(4x4\) differ in height or width"):
-        prepare(DistillConfig(**small, taps="[last=small]"), Teacher(Plain(), value_range=1))
+        prepared(**small, taps="[last=small]", teacher=Teacher(Plain(), value_range=1))
 
 
 def test_positions_that_do_not_fit_give_way_only_if_nobody_asked_for_them(small):
-    setup = prepare(DistillConfig(**small), Plain())
+    setup = prepared(**small, teacher=Plain())
     assert setup.config.taps == ["group0=trunk.1", "group1=trunk.3", "last=up.input"]
-    assert setup.config._origin["taps"] == "chosen" and "taps" not in setup.given
+    assert setup.config.origin()["taps"] == "chosen" and "taps" not in setup.given
     for text in (repr(setup), setup._repr_html_()):
         assert "trunk.3" in text and "(6, 8, 8)" in text and "needs at most" in text and "MB" in text
     with pytest.raises(FakdError, match="tap 1: plain has no numbered taps, only paths"):
-        prepare(DistillConfig(**small, taps=[1, 2, 3]), Plain())
-    assert prepare(DistillConfig(**small, taps="[1=trunk.0, last=up.input]"), Plain()).taps == [
+        prepared(**small, taps=[1, 2, 3], teacher=Plain())
+    assert prepared(**small, taps="[1=trunk.0, last=up.input]", teacher=Plain()).taps == [
         ("group0", "trunk.0"), ("last", "up.input")]
 
 
@@ -156,8 +151,8 @@ def test_a_teacher_of_0_to_1_teaches_the_same_as_its_twin_of_0_to_255(small):
     taps = [f"net.{place}" for place in ("body.0", "body.1", "tail.input")]
     lr_imgs = torch.randint(0, 256, (2, 3, 8, 8)).float()
     twin, plain = Teacher(From01(net), taps, value_range=1), Teacher(net, [1, 2, 3])
-    for found, wanted in zip((twin(lr_imgs)[0], *twin(lr_imgs)[1], *twin.features(lr_imgs)),
-                             (plain(lr_imgs)[0], *plain(lr_imgs)[1], *plain.features(lr_imgs)), strict=True):
+    for found, wanted in zip((twin(lr_imgs)[0], *twin(lr_imgs)[1][0], *twin.features(lr_imgs)),
+                             (plain(lr_imgs)[0], *plain(lr_imgs)[1][0], *plain.features(lr_imgs)), strict=True):
         assert torch.allclose(found, wanted, atol=2e-3)
     loss = {"loss": "0.5*DS+0.5*TS+10*SA+FitNet"}
     runs = [distill(**small | loss, teacher=teacher) for teacher in (twin, net)]
@@ -172,7 +167,7 @@ def test_a_teacher_of_0_to_1_teaches_the_same_as_its_twin_of_0_to_255(small):
 
 
 def test_adapters_are_trained_and_left_out_of_the_weights(small):
-    setup = prepare(DistillConfig(**small, loss="DS+FitNet+VID"), Teacher(Plain(), value_range=1))
+    setup = prepared(**small, loss="DS+FitNet+VID", teacher=Teacher(Plain(), value_range=1))
     seen = []
     original = DistillLoss.forward
     with pytest.MonkeyPatch.context() as patch:
@@ -195,10 +190,10 @@ def test_a_student_may_be_a_module_too(small, files):
     state = read_state(run.dir / "weights/distilled.safetensors")[0]
     assert state.keys() == before.keys() and not all(torch.equal(v, before[k]) for k, v in state.items())
     assert run.record.resolved["taps"] == ["trunk.1=group0", "trunk.3=group1", "up.input=last"]
-    assert run.record.student["spec"] == "plain(value_range=1)" and run.id.startswith("distill-x2-module-plain-")
+    assert run.record.student["spec"] == "plain(value_range=1)" and run.id.startswith("distill-x2-plain-")
     again = Plain()
     again.load_state_dict(state)
-    setup = prepare(DistillConfig(**small), Plain())
+    setup = prepared(**small, teacher=Plain())
     rows = evaluate({"distilled": as_net(again, 1)}, setup.sets, 2, progress=False)
     assert summarise(rows)["distilled"] == run.record.summary["distilled"]
 
@@ -211,14 +206,16 @@ def test_a_student_may_be_a_module_too(small, files):
 ])
 def test_a_teacher_that_cannot_teach_is_refused(small, teacher, fault):
     with pytest.raises(FakdError, match=fault):
-        prepare(DistillConfig(**small), teacher)
+        prepared(**small, teacher=teacher)
 
 
-def test_a_teacher_that_was_at_hand_must_be_given_again(small):
-    config = prepare(DistillConfig(**small), Plain()).config
-    with pytest.raises(FakdError, match=r"teacher module plain: it was a Python object. Give it again"):
-        prepare(config)
-    assert prepare(config, Plain()).config.taps == config.taps
+def test_a_config_is_resolved_once_and_holds_the_networks_that_were_at_hand(small):
+    asked = DistillConfig(**small, teacher=Plain())
+    with pytest.raises(FakdError, match=r"has open choices. Give prepare\(config.resolve\(\)\)"):
+        prepare(asked)
+    config = asked.resolve()
+    assert config.resolve() is config and prepare(config).config is prepare(config).config is config
+    assert config.model_dump()["teacher"] == [{"module": "plain"}] and config.given()["teacher"] == asked.teacher
 
 
 def test_a_teacher_is_frozen_and_leaves_no_graph():
@@ -237,7 +234,7 @@ def test_a_network_may_teach_itself_and_a_frozen_student_is_refused(small):
     assert not all(torch.equal(value, before[name]) for name, value in after.items())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(FakdError, match=r"student plain: none of its parameters is trained"):
-        prepare(DistillConfig(**small), Plain(), as_net(Plain()).requires_grad_(False))
+        prepared(**small, teacher=Plain(), student=as_net(Plain()).requires_grad_(False))
 
 
 def test_rows_of_maps_behind_the_upsampler_belong_to_the_query_pixel(small, files):
@@ -268,7 +265,7 @@ def test_a_teacher_of_every_family_can_be_trained_and_found_again(small, tmp_pat
         run = train_teacher(**asked, net=net)
         assert run.id.startswith(f"teacher-x2-{name}-s0-")
         file = str(run.dir / "weights/teacher.safetensors")
-        assert prepare(DistillConfig(**small, teacher=file)).teacher.scale == 2
+        assert prepared(**small, teacher=file).teachers[0].net.scale == 2
 
 
 # Several
@@ -278,29 +275,30 @@ def test_one_teacher_is_drawn_for_each_batch_and_only_that_one_runs():
     nets, asked = [make_net(WIDE, 2, seed=s) for s in (0, 1)], []
     for i, net in enumerate(nets):
         net.register_forward_pre_hook(lambda *_, i=i: asked.append(i))
-    teachers = Teachers([Teacher(net, [1]) for net in nets], seed=5)
+    teachers = [Teacher(net, [1]) for net in nets]
     for step in range(20):
-        teachers.at(step)(torch.zeros(1, 3, 6, 6))
+        Lesson(teachers, who_teaches(2, "random", 5, step))(torch.zeros(1, 3, 6, 6))
         assert len(asked) == step + 1
     assert set(asked) == {0, 1}
-    again = [Teachers([Teacher(net, [1]) for net in nets], seed=5).at(step).chosen for step in range(20)]
-    assert again == [[i] for i in asked]
+    assert [who_teaches(2, "random", 5, step) for step in range(20)] == [[i] for i in asked]
 
 
 def test_the_mean_of_several_teachers_is_what_its_definition_says():
     "TS against the mean image; SA the mean of each teacher's; FitNet with an adapter for each."
     nets = [make_net(WIDE, 2, seed=0), make_net(EDSR, 2, seed=1)]
     student, lr_imgs, hr_imgs = make_net(NARROW, 2), *(torch.rand(2, 3, n, n) * 255 for n in (8, 16))
-    teachers = Teachers([Teacher(net, [1, 2, 3]) for net in nets], "mean")
+    lesson = Lesson([Teacher(net, [1, 2, 3]) for net in nets], who_teaches(2, "mean", 0, 0))
     shapes = [tap_shapes(net, [1, 2, 3], 8) for net in (student, *nets)]
     loss = DistillLoss("0.5*DS+0.5*TS+10*SA+FitNet", shapes[0], shapes[1:])
-    look = Teacher(student, [1, 2, 3])(lr_imgs)
-    _, terms = loss(look[0], hr_imgs, *teachers.at(0)(lr_imgs)[:1], look[1], teachers.at(0)(lr_imgs)[1])
+    sr_imgs, maps = Teacher(student, [1, 2, 3])(lr_imgs)
+    mean, several = lesson(lr_imgs)
+    batch = Batch(sr_imgs, hr_imgs, lr_imgs, mean, maps, several)
+    _, terms = loss(batch)
     alone = [Teacher(net, [1, 2, 3])(lr_imgs) for net in nets]
     mean = (alone[0][0] + alone[1][0]) / 2
-    assert terms["TS"].item() == pytest.approx(0.5 * (look[0] - mean).abs().mean().item(), rel=1e-5)
+    assert terms["TS"].item() == pytest.approx(0.5 * (sr_imgs - mean).abs().mean().item(), rel=1e-5)
     for name, spec in (("SA", "DS+10*SA"), ("FitNet", "DS+FitNet")):
-        each = [DistillLoss(spec, shapes[0], of)(look[0], hr_imgs, None, look[1], maps)[1][name].item()
+        each = [DistillLoss(spec, shapes[0], [of])(replace(batch, teachers_maps=maps))[1][name].item()
                 for of, (_, maps) in zip(shapes[1:], alone, strict=True)]
         assert terms[name].item() == pytest.approx(sum(each) / 2, rel=1e-5)
 
@@ -317,7 +315,7 @@ def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_a
     assert about["params"] == sum(net["params"] for net in about["nets"].values())
     assert [net["source"] for net in about["nets"].values()] == files
     for method, file in zip(("teacher 1", "teacher 2"), files, strict=True):
-        rows = evaluate({method: load_net(file)}, prepare(DistillConfig(**small), Plain()).sets, 2, progress=False)
+        rows = evaluate({method: load_net(file)}, prepared(**small, teacher=Plain()).sets, 2, progress=False)
         found, wanted = (list(means[method].values())[0]["psnr_y"] for means in (summarise(rows), record["summary"]))
         assert found == pytest.approx(wanted, abs=1e-4)  # another memory layout may round a pixel the other way
     assert [row["title"] for row in result_table(run.record).rows] == [
@@ -331,22 +329,22 @@ def test_a_run_with_several_teachers_leaves_a_record_and_a_page_that_tell_them_a
 
 
 def test_several_teachers_at_once_need_the_memory_of_all(small, files):
-    needs = {draw: prepare(DistillConfig(**small, teacher="+".join(files), teacher_draw=draw)) for draw in
+    needs = {draw: prepared(**small, teacher="+".join(files), teacher_draw=draw) for draw in
              ("random", "mean")}
     text = {draw: repr(setup) for draw, setup in needs.items()}
     assert all("block0 (12, 8, 8)" in t and "group0 (16, 8, 8)" in t for t in text.values())
-    assert loss_needs(needs["mean"])[1] > loss_needs(needs["random"])[1]
+    assert needs["mean"].loss_bytes > needs["random"].loss_bytes
 
 
 def test_places_of_several_teachers_may_differ(small, files):
     asked = small | {"teacher": "+".join(files)}
-    assert prepare(DistillConfig(**asked, taps="[1, last=group1+block1]")).taps == [
+    assert prepared(**asked, taps="[1, last=group1+block1]").taps == [
         ("group0", "group0", "block0"), ("last", "group1", "block1")]
     with pytest.raises(FakdError, match="3 places for 2 teachers; give one for all or one for each"):
-        prepare(DistillConfig(**asked, taps="[last=1+2+3]"))
-    mixed = prepare(DistillConfig(**small), [make_net(WIDE, 2), Plain()])
+        prepared(**asked, taps="[last=1+2+3]")
+    mixed = prepared(**small, teacher=[make_net(WIDE, 2), Plain()])
     assert mixed.config.taps == ["group0=group0+trunk.1", "group1=group1+trunk.3", "last=last+up.input"]
-    assert mixed.config.teacher == f"module {WIDE}+module plain"
+    assert mixed.config.model_dump()["teacher"] == [{"module": WIDE}, {"module": "plain"}]
     page = mixed._repr_html_()
     for words in ("teacher 1 tap", "teacher 2 tap", "One teacher is drawn for each batch.", "trunk.3", "needs at most"):
         assert words in page, words
@@ -358,9 +356,8 @@ def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, d
                      "loss": "DS+TS+10*SA+FitNet+MGD"}
 
     def weights(out_dir):
-        setup = prepare(DistillConfig(**asked | {"out_dir": str(out_dir)}))
-        fit(setup)
-        return setup, read_state(setup.run.dir / "weights/distilled.safetensors")[0]
+        setup = prepared(**asked | {"out_dir": str(out_dir)})
+        return fit(setup), read_state(setup.run.dir / "weights/distilled.safetensors")[0]
 
     _, whole = weights(tmp_path / "whole")
 
@@ -372,17 +369,17 @@ def test_a_stopped_run_with_several_teachers_goes_on_bit_for_bit(small, files, d
         patch.setattr(Progress, "on_step", stop)  # comes before the one that saves: step 3 is the last that is kept
         with pytest.raises(KeyboardInterrupt):
             weights(tmp_path / "stopped")
-    setup, found = weights(tmp_path / "stopped")
-    assert [line["step"] for line in setup.sittings["distilled"]] == [0, 3]
+    fitted, found = weights(tmp_path / "stopped")
+    assert [line["step"] for line in fitted.sittings] == [0, 3]
     assert all(torch.equal(value, found[name]) for name, value in whole.items())
     with pytest.raises(FakdError, match="teacher_draw: "):
         other = asked | {"out_dir": str(tmp_path / "third")}
-        first = prepare(DistillConfig(**other))
+        first = prepared(**other)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Progress, "on_step", stop)
             fit(first)
         change = {"teacher_draw": "mean" if draw == "random" else "random", "resume": str(first.run.dir)}
-        fit(prepare(DistillConfig(**other | change)))
+        fit(prepared(**other | change))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError, root
@@ -12,8 +13,6 @@ from fakd.nets.onnx import OnnxNet, open_net
 from fakd.nets.value_range import probe_images, try_views
 from fakd.nets.weights import load_net
 from fakd.nets.zoo import make_net
-from fakd.train.config import DistillConfig
-from fakd.train.run import prepare
 from fakd.train.teacher import Teacher
 
 FILES = ["rcan-mini-x2", "rcan-mini-x4", "student-x4-distilled"]
@@ -245,13 +244,13 @@ BAD = {
 def test_a_network_that_cannot_work_is_refused_before_training(fault, role, small):
     make, said = BAD[fault]
     with pytest.raises(FakdError, match=rf"^{role}.*{said}"):
-        prepare(DistillConfig(**small), **{role: make()})
+        prepared(**small, **{role: make()})
 
 
 def test_a_student_file_of_another_scale_is_refused(small, tmp_path):
     torch.save(make_net(SMALL, 2).state_dict(), tmp_path / "x2.pth")
     with pytest.raises(FakdError, match="student .* is for scale 2, the run for scale 4"):
-        prepare(DistillConfig(**small | {"student": str(tmp_path / "x2.pth")}))
+        prepared(**small | {"student": str(tmp_path / "x2.pth")})
 
 
 @pytest.mark.parametrize("wrap", [
@@ -261,16 +260,16 @@ def test_a_student_file_of_another_scale_is_refused(small, tmp_path):
 def test_wrappers_are_taken_off(wrap, small):
     net = make_net(SMALL, 4, seed=3)
     assert type(unwrapped(wrap(net))) is type(net)
-    setup = prepare(DistillConfig(**small), student=wrap(net), teacher=wrap(net))
-    assert type(setup.student) is type(setup.teacher) is type(net)
+    setup = prepared(**small, student=wrap(net), teacher=wrap(net))
+    assert type(setup.student) is type(setup.teachers[0].net) is type(net)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_computed_in_single(dtype, small):
     net = make_net(SMALL, 4, seed=3).to(dtype)
     for _ in range(2):  # the network that was given is not changed
-        setup = prepare(DistillConfig(**small), student=net, teacher=net)
-        for ready in (setup.student, setup.teacher):
+        setup = prepared(**small, student=net, teacher=net)
+        for ready in (setup.student, setup.teachers[0].net):
             assert {p.dtype for p in ready.parameters()} == {torch.float32}
             assert f"given in {str(dtype)[6:]}, computed in float32" in ready.assumptions[-1]
         assert {p.dtype for p in net.parameters()} == {dtype}
@@ -289,7 +288,7 @@ class OnlyOf48(nn.Module):
 
 def test_a_student_that_cannot_take_the_runs_patches_is_refused(small):
     with pytest.raises(FakdError, match="student onlyof48: it cannot be trained on patches of 16x16"):
-        prepare(DistillConfig(**small), student=OnlyOf48())
+        prepared(**small, student=OnlyOf48())
 
 
 def test_two_ranges_of_equal_pictures_and_equal_levels_are_not_guessed():

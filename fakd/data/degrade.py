@@ -5,24 +5,16 @@
 # %% ../../nbs/10_data.degrade.ipynb #5eddf43d
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from ..core import FakdError, find_path, pick
-from ..devices import cpu_quota
-from ..images import image_size, list_images, read_image, write_image
-from ..progress import Bar
+from ..core import FakdError, pick
 
 # %% auto #0
-__all__ = ['RULES', 'imresize', 'modcrop', 'degrade', 'degrade_folder']
+__all__ = ['RULES', 'imresize', 'modcrop', 'degrade']
 
 # %% ../../nbs/10_data.degrade.ipynb #ec6d853a
 def _cubic(
@@ -110,53 +102,3 @@ def degrade(
 ) -> np.ndarray:         # uint8, (h // scale, w // scale, 3)
     "The LR image that belongs to an HR image: cut, then shrunk as MATLAB does."
     return imresize(modcrop(hr_img, scale), 1 / scale)
-
-# %% ../../nbs/10_data.degrade.ipynb #9828b067
-def _degrade_file(
-    hr_file: Path,                # an image
-    dst: Path,                    # folder of X2, X3, ...
-    scales: Sequence[int],        # the LR images that are wanted
-) -> int:                         # how many were made
-    "LR images of one file, but only those that are missing, of a wrong size or older than it."
-    h, w = image_size(hr_file)
-    todo = {scale: dst / f"X{scale}" / f"{hr_file.stem}x{scale}.png" for scale in scales}
-    for scale, path in list(todo.items()):
-        if path.is_file() and path.stat().st_mtime >= hr_file.stat().st_mtime:
-            with contextlib.suppress(FakdError):  # a broken one is made anew
-                if image_size(path) == (h // scale, w // scale):
-                    del todo[scale]
-    hr_img = read_image(hr_file) if todo else None
-    for scale, path in todo.items():
-        write_image(path, degrade(hr_img, scale))  # type: ignore[arg-type]
-    return len(todo)
-
-# %% ../../nbs/10_data.degrade.ipynb #b4ceb248
-def degrade_folder(
-    src: str | Path,              # folder of HR images
-    dst: str | Path,              # folder that gets X2/NAMEx2.png and so on: LR_bicubic beside HR, by custom
-    scales: Sequence[int] = (2, 3, 4, 8),
-    workers: int | None = None,   # threads, None: one a CPU
-    progress: bool = True,        # show a bar
-) -> int:                         # how many LR images were made; the others were there
-    "Make the LR images of a folder in parallel; resumable, and each file appears whole."
-    src = find_path(src)
-    for scale in scales:
-        pick(str(scale), ("2", "3", "4", "8"), "scale")
-    if not src.is_dir() or not (files := list_images(src)):
-        raise FakdError(f"{src}: no images in this folder.")
-    if twins := [name for name, n in Counter(file.stem.casefold() for file in files).items() if n > 1]:
-        raise FakdError(f"{src}: several images are called {twins[0]}; their LR images would be one. Rename them.")
-    made, broken = 0, []
-    pool = ThreadPoolExecutor(workers or cpu_quota())
-    try:
-        jobs = [pool.submit(_degrade_file, file, Path(dst), scales) for file in files]
-        for file, job in zip(files, Bar(jobs, desc=src.name, unit="image", disable=not progress), strict=True):
-            try:
-                made += job.result()
-            except (FakdError, OSError) as fault:
-                broken.append(f"{file.name}: {fault}")
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if broken:
-        raise FakdError(f"{src}: {len(broken)} of {len(files)} images could not be degraded:\n" + "\n".join(broken))
-    return made

@@ -29,7 +29,7 @@ from ..core import FakdError, root
 from ..devices import cpu_quota
 from ..draws import rng
 from ..files import read_json
-from ..progress import Bar
+from ..progress import follow
 
 # %% auto #0
 __all__ = ['Picture', 'ImagePair', 'cache_dir', 'in_order', 'ImageCache', 'cached_pairs', 'turned', 'Patches', 'prefetch']
@@ -160,18 +160,17 @@ def cached_pairs(
     key: str,                          # digest of what `make` reads
     make: Callable[[int], ImagePair],  # reads pair i
     count: int,                        # how many there are
-    name: str = "images",              # for the progress bar
-    progress: bool = False,            # show it while the cache is built
+    name: str = "images",              # of the job
+    progress: bool = False,            # show how far it is
     workers: int | None = None,        # threads that read, None: one a CPU
     folder: str | Path | None = None,  # of all caches, None: `cache_dir()`
 ) -> list[ImagePair]:
     "Pairs from the cache, which is built first if it is not there."
     cache = ImageCache(key, folder)
     if not cache.complete:
-        reading = in_order(make, count, workers)
-        bar = Bar(reading, total=count, desc=f"{name}: decode", disable=not progress, leave=False)
+        reading = follow(in_order(make, count, workers), f"{name}: decode", progress, count)
         try:
-            cache.build(iter(bar))
+            cache.build(iter(reading))
         except OSError as fault:
             raise FakdError(f"{cache.dir.parent}: the images of {name} cannot be kept there "
                             f"({fault.strerror or fault}). Make room there.") from None

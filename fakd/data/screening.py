@@ -20,7 +20,7 @@ from .pairs import ImagePair, cache_dir
 from .sets import ImageSet, lr_source
 from ..digest import digest
 from ..files import read_arrays
-from ..progress import Bar
+from ..progress import follow
 from ..record import DataUse, read_record
 
 # %% auto #0
@@ -35,7 +35,7 @@ def check_set(
     images: ImageSet,            # to be scored
     scale: int,                  # 2, 3, 4 or 8
     least_px: int = 0,           # side of the smallest HR image that every measure takes, beside SSIM's
-    progress: bool = False,      # show a bar
+    progress: bool = False,      # show how far it is
     workers: int | None = None,  # threads that read, None: one a CPU
 ) -> list[ImagePair]:            # the set's images
     "Read a whole set; an image that cannot be read, does not fit its LR image or is too small to score is refused."
@@ -123,13 +123,13 @@ def _spread(x: np.ndarray) -> np.ndarray:
 def prints_of(
     pairs: Sequence[ImagePair],  # whose HR images are looked at
     key: str,                    # digest of what they were read from
-    progress: bool = False,      # show a bar
+    progress: bool = False,      # show how far it is
 ) -> Prints:
     "Prints of images; of more than a megapixel they are kept beside the caches of images."
     if (kept := _kept_prints(key)) is not None:
         return kept
-    bar = Bar(pairs, desc="look for test images", disable=not progress, leave=False)
-    wholes, windows, places = zip(*(_print_of(pair.hr_img) for pair in bar), strict=True)
+    seen = follow(pairs, "look for test images", progress)
+    wholes, windows, places = zip(*(_print_of(pair.hr_img) for pair in seen), strict=True)
     images = np.repeat(np.arange(len(pairs), dtype=np.int32), [len(each) for each in windows])
     window = np.concatenate(windows)
     order = np.argsort(window, kind="stable")

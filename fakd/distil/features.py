@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core import FakdError
 from .affinity import mean_abs, unit_maps
-from .relations import MapTerm
+from .terms import MapTerm
 from ..draws import torch_rng
 from ..nets.blocks import widen
 
@@ -50,6 +50,7 @@ def _flow(maps: Tensor, following: Tensor) -> Tensor:
 class FSP(MapTerm):
     "Flow of solution procedure: products of the channels of successive taps (Yim et al., CVPR 2017; FAKD's form)."
 
+    channels = "equal"
     min_taps = 2
 
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -76,6 +77,8 @@ def _conv(
 
 class AdaptedTerm(MapTerm):
     "A term that compares channel by channel, after a learned 1x1 convolution where the channels differ."
+
+    channels = "adapter"
 
     def __init__(
         self,
@@ -136,6 +139,8 @@ class CWD(AdaptedTerm):
 class VID(MapTerm):
     "Variational information: how badly the teacher's maps are foretold from the student's (Ahn et al., CVPR 2019)."
 
+    channels = "adapter"
+
     def __init__(
         self,
         *,
@@ -168,7 +173,7 @@ class VID(MapTerm):
 class MGD(AdaptedTerm):
     "Masked generation: the teacher's map made from what is left of the student's (Yang et al., ECCV 2022)."
 
-    draws = True
+    reads = (*MapTerm.reads, "rng")
 
     def __init__(
         self,

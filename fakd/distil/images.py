@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..core import FakdError, pick
 from ..data.degrade import imresize
 from .affinity import mean_abs
+from .terms import Batch, Term
 from ..files import read_tensors
 from ..nets.blocks import no_autocast, widen
 
@@ -25,10 +26,10 @@ from ..nets.blocks import no_autocast, widen
 __all__ = ['TARGETS', 'VGG19', 'VGG_LAYERS', 'FEATURES', 'DS', 'TS', 'haar', 'Wavelet', 'FFT', 'bicubic', 'vgg_features', 'CSD']
 
 # %% ../../nbs/36_distil.images.ipynb #c3ce21b3
-class DS(nn.Module):
+class DS(Term):
     "Data supervision: mean |SR - HR| (FAKD, ICIP 2020)."
 
-    needs = "hr"
+    reads = ("sr_imgs", "hr_imgs")
 
     def forward(
         self,
@@ -38,10 +39,10 @@ class DS(nn.Module):
         return mean_abs(sr_imgs, hr_imgs)
 
 
-class TS(nn.Module):
+class TS(Term):
     "Teacher supervision: mean |SR of the student - SR of the teacher| (FAKD, ICIP 2020)."
 
-    needs = "teacher"
+    reads = ("sr_imgs", "teacher_sr_imgs")
 
     def forward(
         self,
@@ -51,7 +52,7 @@ class TS(nn.Module):
         return mean_abs(sr_imgs, teacher_sr_imgs)
 
 # %% ../../nbs/36_distil.images.ipynb #5067383e
-TARGETS = ("teacher", "hr")
+TARGETS = {"teacher": "teacher_sr_imgs", "hr": "hr_imgs"}  # option to field of the batch
 
 
 def haar(
@@ -63,10 +64,8 @@ def haar(
     return (a + b + c + d) / 2, torch.stack([a + b - c - d, a - b + c - d, a - b - c + d], 1) / 2
 
 
-class Wavelet(nn.Module):
+class Wavelet(Term):
     "Mean absolute differences of Haar bands, summed over levels (MTKD, Jiang et al., ECCV 2024)."
-
-    needs = "teacher"
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class Wavelet(nn.Module):
         target: str = "teacher",  # what the student's image is compared with: teacher or hr
     ):
         super().__init__()
-        self.levels, self.needs = levels, pick(target, TARGETS, "target")
+        self.levels, self.reads = levels, ("sr_imgs", TARGETS[pick(target, TARGETS, "target")])
 
     def forward(
         self,
@@ -88,17 +87,15 @@ class Wavelet(nn.Module):
         return torch.stack([*parts, low.abs().mean()]).sum()
 
 # %% ../../nbs/36_distil.images.ipynb #a9a1d046
-class FFT(nn.Module):
+class FFT(Term):
     "Mean modulus of the difference of Fourier transforms (Cho et al., ICCV 2021; MTKD's code)."
-
-    needs = "teacher"
 
     def __init__(
         self,
         target: str = "teacher",  # what the student's image is compared with: teacher or hr
     ):
         super().__init__()
-        self.needs = pick(target, TARGETS, "target")
+        self.reads = ("sr_imgs", TARGETS[pick(target, TARGETS, "target")])
 
     def forward(
         self,
@@ -130,8 +127,8 @@ VGG19 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 5
 VGG_LAYERS = (1, 6, 11, 20, 29)  # the first ReLU of each block, as CSD uses them
 
 
-@lru_cache(maxsize=1)
-def _vgg19(file: Path) -> nn.Sequential:
+@lru_cache(maxsize=2)
+def _vgg19(file: Path, device: torch.device) -> nn.Sequential:
     "The convolutions of VGG-19 up to the first of the fifth block, frozen, from torchvision's file."
     layers: list[nn.Module] = []
     c_in = 3
@@ -144,7 +141,7 @@ def _vgg19(file: Path) -> nn.Sequential:
         net.load_state_dict({name: state[f"features.{name}"] for name in net.state_dict()})
     except (LookupError, TypeError, RuntimeError) as fault:
         raise FakdError(f"{file}: not torchvision's VGG-19 ({str(fault).splitlines()[0]}).") from None
-    return net
+    return net.to(device)
 
 # %% ../../nbs/36_distil.images.ipynb #382a983c
 def vgg_features(
@@ -162,7 +159,7 @@ def vgg_features(
 
     def look(imgs: Tensor) -> list[Tensor]:
         maps, kept = (imgs / 255 - mean.to(imgs.device)) / std.to(imgs.device), []
-        for i, layer in enumerate(_vgg19(files[0]).to(imgs.device)):
+        for i, layer in enumerate(_vgg19(files[0], imgs.device)):
             maps = layer(maps)
             kept += [maps] if i in VGG_LAYERS else []
         return kept
@@ -173,10 +170,10 @@ def vgg_features(
 FEATURES = ("teacher", "vgg")
 
 
-class CSD(nn.Module):
+class CSD(Term):
     "Contrastive term: distance to the teacher's image over distance to bicubic images (Wang et al., IJCAI 2021)."
 
-    needs, draws = "features", True
+    reads: tuple[str, ...] = ("sr_imgs", "teacher_sr_imgs", "lr_imgs", "rng", "features")
 
     def __init__(
         self,
@@ -189,24 +186,18 @@ class CSD(nn.Module):
             raise FakdError(f"crop {crop}: a window needs at least 16 pixels.")
         self.crop, self.negatives = crop, negatives
         self._vgg = vgg_features() if pick(features, FEATURES, "features") == "vgg" else None
-        self.needs = "features" if self._vgg is None else "nets"
+        self.reads = CSD.reads if self._vgg is None else CSD.reads[:-1]
 
     def look(
         self,
-        sr_imgs: Tensor,                                            # student, (b, 3, h, w), 0..255
-        teacher_sr_imgs: Tensor,                                    # teacher, same shape
-        lr_imgs: Tensor,                                            # (b, 3, h/s, w/s)
-        rng: torch.Generator,                                       # places the window
-        features: Callable[[Tensor], list[Tensor]] | None = None,  # from `features_of`
-        **_: Any,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:           # maps of student, teacher and bicubic images
+        batch: Batch,         # one batch; `rng` places the window
+    ) -> tuple[Any, ...]:     # lists of maps of student, teacher and bicubic images
         "Look at the three images through the same window."
+        sr_imgs, teacher_sr_imgs, lr_imgs, rng, *features = super().look(batch)
         side = [min(self.crop, n) for n in sr_imgs.shape[2:]]
         y, x = (int(torch.randint(n - s + 1, (), generator=rng)) for n, s in zip(sr_imgs.shape[2:], side, strict=True))
         window = (..., slice(y, y + side[0]), slice(x, x + side[1]))
-        measure = self._vgg or features
-        if measure is None:
-            raise FakdError("CSD needs the teacher's features; give features=features_of(net, taps).")
+        measure = self._vgg or features[0]
         with torch.no_grad():
             negative = bicubic(lr_imgs, sr_imgs.shape[2] // lr_imgs.shape[2]).to(sr_imgs.dtype)
             good, bad = measure(teacher_sr_imgs[window]), measure(negative[window])

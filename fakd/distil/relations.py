@@ -6,42 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import FakdError, pick
 from .affinity import affinity_l1, mean_abs, pairs_l1, spatial_affinity, unit_maps
-from ..nets.blocks import widen
+from .terms import MapTerm
 
 # %% auto #0
-__all__ = ['POOLS', 'MapTerm', 'SA', 'pool_maps', 'PSA', 'MMD', 'RBF', 'CA', 'IA', 'SP', 'PKT', 'RKD']
-
-# %% ../../nbs/34_distil.relations.ipynb #15428206
-class MapTerm(nn.Module):
-    "A loss term on feature maps: the sum over pairs of taps of `distance`."
-
-    needs = "maps"
-    least = {"images": 1, "positions": 1, "channels": 1}  # with fewer, of the student, the term is constant
-    k = 1  # side of a pooling cell, of terms that pool first
-
-    def forward(
-        self,
-        student_maps: Sequence[Tensor],  # (b, c, h, w) each
-        teacher_maps: Sequence[Tensor],  # (b, c', h, w) each, same h and w
-    ) -> Tensor:                         # scalar, at least fp32
-        pairs = zip(student_maps, teacher_maps, strict=True)
-        return torch.stack([self.distance(widen(s), widen(t.detach())) for s, t in pairs]).sum()
-
-    def distance(
-        self,
-        student: Tensor,  # one map, (b, c, h, w)
-        teacher: Tensor,  # its partner, (b, c', h, w)
-    ) -> Tensor:          # scalar
-        "How far one pair of maps is apart."
-        raise NotImplementedError
+__all__ = ['POOLS', 'SA', 'pool_maps', 'PSA', 'MMD', 'RBF', 'CA', 'IA', 'SP', 'PKT', 'RKD']
 
 # %% ../../nbs/34_distil.relations.ipynb #cbe410c1
 class SA(MapTerm):
@@ -148,6 +123,7 @@ class RBF(MapTerm):
 class CA(MapTerm):
     "Channel affinity: cosines of all pairs of channels (FAKD's code); needs equal channels."
 
+    channels = "equal"
     least = {"images": 1, "positions": 2, "channels": 2}
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import FakdError, pick
 from ..data.pairs import turned
 from .affinity import mean_abs
 from .images import bicubic
+from .terms import Batch, Term
 from ..nets.blocks import widen
 
 # %% auto #0
-__all__ = ['CHANGES', 'ZOOMS', 'Net', 'change', 'Upcycle', 'ZoomIn', 'Invert', 'ZoomOut']
+__all__ = ['CHANGES', 'ZOOMS', 'change', 'Upcycle', 'ZoomIn', 'Invert', 'ZoomOut']
 
 # %% ../../nbs/37_distil.upcycle.ipynb #6a48c0c1
 CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -84,13 +85,10 @@ class Upcycle:
         return lr_imgs, chosen
 
 # %% ../../nbs/37_distil.upcycle.ipynb #79319b1a
-Net = Callable[[Tensor], Any]
-
-
-class _Upcycled(nn.Module):
+class _Upcycled(Term):
     "Mean |student on changed images, undone - teacher on the plain images|."
 
-    needs, draws = "nets", True
+    reads = ("lr_imgs", "hr_imgs", "student", "teacher", "rng")
 
     def __init__(self, zoom: str, invert: float):
         super().__init__()
@@ -98,14 +96,10 @@ class _Upcycled(nn.Module):
 
     def look(
         self,
-        lr_imgs: Tensor,       # the batch, (b, 3, h, w), 0..255
-        hr_imgs: Tensor,       # (b, 3, s*h, s*w)
-        student: Net,          # LR images to SR images
-        teacher: Net,          # LR images to SR images and maps, as `Teacher` does
-        rng: torch.Generator,  # of place and changes
-        **_: Any,
-    ) -> tuple[Tensor, ...]:   # the student's images, undone, and the teacher's
+        batch: Batch,         # one batch; `rng` decides on place and changes
+    ) -> tuple[Any, ...]:     # the student's images, undone, and the teacher's
         "Make the inputs and run both networks on them."
+        lr_imgs, hr_imgs, student, teacher, rng = super().look(batch)
         plain, chosen = self.views(lr_imgs, hr_imgs, rng)
         with torch.no_grad():
             target, _maps = teacher(plain)
@@ -150,10 +144,10 @@ class ZoomOut(_Upcycled):
         super().__init__("out", invert)
         self.truth = truth
 
-    def look(self, lr_imgs: Tensor, hr_imgs: Tensor, student: Net, teacher: Net, rng: torch.Generator, **_: Any) -> Any:
+    def look(self, batch: Batch) -> tuple[Any, ...]:
         "Beside the two images the LR image, which is the truth here."
-        sr_imgs, target = super().look(lr_imgs, hr_imgs, student, teacher, rng)
-        return sr_imgs, target, lr_imgs[..., : sr_imgs.shape[2], : sr_imgs.shape[3]]
+        sr_imgs, target = super().look(batch)
+        return sr_imgs, target, batch.lr_imgs[..., : sr_imgs.shape[2], : sr_imgs.shape[3]]  # type: ignore[index]
 
     def forward(self, sr_imgs: Tensor, teacher_sr_imgs: Tensor, truth_imgs: Tensor) -> Tensor:  # type: ignore[override]
         return mean_abs(sr_imgs, teacher_sr_imgs) + self.truth * mean_abs(sr_imgs, truth_imgs)

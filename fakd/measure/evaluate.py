@@ -23,7 +23,7 @@ from .metrics import psnr_y, ssim_y
 from .upscale import LEAST, bordered, tiled
 from ..nets.blocks import Net, evaluating, widen
 from ..nets.foreign import as_net
-from ..progress import Bar
+from ..progress import follow
 from ..rows import Row, compare_sets
 
 # %% auto #0
@@ -135,23 +135,21 @@ def _rows(
     methods: Mapping[str, Make],  # by name
     sets: Sequence[ImageSet],     # each read once
     scale: int,                   # 2, 3, 4 or 8
-    progress: bool,               # show a bar
+    progress: bool,               # show how far it is
     batch_px: int = 1,            # see `_batches`
-) -> list[Row]:
+) -> list[Row]:                   # set by set, image by image, method by method
     "Score every method on every image of every set."
-    rows = []
-    with Bar(total=len(methods) * sum(map(len, sets)), desc="evaluate", disable=not progress, leave=False) as bar:
-        for images in sets:
+
+    def scored() -> Iterator[tuple[tuple[int, int, int], Row]]:
+        for k, images in enumerate(sets):
             pairs = images.pairs(scale)
-            found: dict[tuple[int, str], Row] = {}
             for places in _batches(pairs, batch_px):
-                for method, make in methods.items():
-                    group = [pairs[i] for i in places]
-                    found.update(zip([(i, method) for i in places], _score(method, images.name, group, make),
-                                     strict=True))
-                    bar.update(len(group))
-            rows += [found[i, method] for i in range(len(pairs)) for method in methods]
-    return rows
+                for m, (method, make) in enumerate(methods.items()):
+                    rows = _score(method, images.name, [pairs[i] for i in places], make)
+                    yield from zip([(k, i, m) for i in places], rows, strict=True)
+
+    found = dict(follow(scored(), "evaluate", progress, len(methods) * sum(map(len, sets))))
+    return [found[place] for place in sorted(found)]
 
 # %% ../../nbs/48_measure.evaluate.ipynb #f4c3909d
 def _score(
@@ -178,7 +176,7 @@ def _score(
 def bicubic_rows(
     sets: Sequence[ImageSet],  # where to measure
     scale: int,                # 2, 3, 4 or 8
-    progress: bool = False,    # show a bar
+    progress: bool = False,    # show how far it is
 ) -> list[Row]:                # method "bicubic"
     "The baseline: MATLAB's bicubic enlargement, 8 bits in and out."
     return _rows({"bicubic": lambda lr_imgs: [imresize(img, scale) for img in lr_imgs]}, sets, scale, progress)
@@ -190,7 +188,7 @@ def evaluate(
     scale: int,                     # 2, 3, 4 or 8
     device: str = "cpu",            # "cpu", "cuda" or "cuda:1"
     precision: str = "fp32",        # "fp32", or autocast to "bf16" or "fp16"
-    progress: bool = True,          # show a bar
+    progress: bool = True,          # show how far it is
     ensemble: bool = False,         # the mean over eight views instead of one pass
     batch_px: int = 65_536,         # LR pixels that go through a network together, unless one image has more
     tile: int | None = None,        # in tiles of this side in LR pixels, as `upscale` does; None: images whole

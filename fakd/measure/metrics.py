@@ -6,26 +6,15 @@
 from __future__ import annotations
 
 import math
-import os
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.ndimage import correlate1d
-from torch import Tensor, nn
 
-from ..core import FakdError, find_path
+from ..core import FakdError
 from ..data.degrade import imresize
-from ..files import read_tensors
-from ..images import to_batch
 
 # %% auto #0
-__all__ = ['rgb_to_y', 'psnr_y', 'psnr_rgb', 'psnr_div2k', 'ssim_y', 'ssim_rgb', 'luma_pair', 'luma_scores', 'lpips', 'dists',
-           'perceptual_measures']
+__all__ = ['rgb_to_y', 'comparable', 'psnr_y', 'psnr_rgb', 'ssim_y', 'luma_pair', 'luma_scores']
 
 # %% ../../nbs/40_measure.metrics.ipynb #7b963395
 _LUMA = np.array([65.738, 129.057, 25.064]) / 256
@@ -58,12 +47,12 @@ def _check_values(
         raise FakdError(f"expected an image of 0..255, got values of {low:g} to {high:g}: multiply both images by 255.")
 
 # %% ../../nbs/40_measure.metrics.ipynb #b68507ba
-def _same(
+def comparable(
     sr_img: np.ndarray,              # (h, w, 3); a grey image (h, w) counts as three equal channels
     hr_img: np.ndarray,              # the same size
     shave: int,                      # pixels left out at each side
 ) -> tuple[np.ndarray, np.ndarray]:  # both cut, (h, w, 3)
-    "Check that two images can be compared, and cut their borders."
+    "Two images that can be compared, cut at their borders."
     if sr_img.shape != hr_img.shape:
         raise FakdError(f"images of different shapes cannot be compared: {sr_img.shape} and {hr_img.shape}.")
     h, w = sr_img.shape[:2]
@@ -92,7 +81,7 @@ def psnr_y(
     shave: int,          # pixels left out at each side: the scale, by convention
 ) -> float:              # dB; inf for identical images
     "PSNR of luma, as FAKD computes it on benchmark sets."
-    sr_img, hr_img = _same(sr_img, hr_img, shave)
+    sr_img, hr_img = comparable(sr_img, hr_img, shave)
     return _psnr(rgb_to_y(sr_img) - rgb_to_y(hr_img))
 
 
@@ -101,18 +90,9 @@ def psnr_rgb(
     hr_img: np.ndarray,  # the same size
     shave: int,          # pixels left out at each side: scale + 6 on DIV2K, by convention
 ) -> float:              # dB; inf for identical images
-    "PSNR of all three channels, as FAKD computes it on DIV2K."
-    sr_img, hr_img = _same(sr_img, hr_img, shave)
+    "PSNR of all three channels, as FAKD computes it on sets that are no benchmarks, such as DIV2K."
+    sr_img, hr_img = comparable(sr_img, hr_img, shave)
     return _psnr(sr_img.astype(np.float64) - hr_img)
-
-# %% ../../nbs/40_measure.metrics.ipynb #16cfd5a0
-def psnr_div2k(
-    sr_img: np.ndarray,  # (h, w, 3), 0..255, quantised
-    hr_img: np.ndarray,  # the same size
-    scale: int,          # 2, 3, 4 or 8
-) -> float:              # dB; inf for identical images
-    "PSNR by the protocol of DIV2K's validation: RGB, scale + 6 pixels left out at each side."
-    return psnr_rgb(sr_img, hr_img, scale + 6)
 
 # %% ../../nbs/40_measure.metrics.ipynb #b72993f0
 _GAUSS = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5**2))
@@ -132,17 +112,7 @@ def ssim_y(
     shave: int,          # pixels left out at each side: the scale, by convention
 ) -> float:              # at most 1
     "SSIM of luma (Wang et al. 2004), as the MATLAB script of RCAN and SAN computes it."
-    return _ssim(*(rgb_to_y(img) for img in _same(sr_img, hr_img, shave)))
-
-
-def ssim_rgb(
-    sr_img: np.ndarray,  # (h, w, 3), 0..255, quantised
-    hr_img: np.ndarray,  # the same size
-    shave: int,          # pixels left out at each side
-) -> float:              # at most 1
-    "Mean SSIM of the three channels, as BasicSR computes it without its Y option."
-    both = (img.astype(np.float64) for img in _same(sr_img, hr_img, shave))
-    return float(np.mean([_ssim(x, y) for x, y in zip(*(img.transpose(2, 0, 1) for img in both), strict=True)]))
+    return _ssim(*(rgb_to_y(img) for img in comparable(sr_img, hr_img, shave)))
 
 
 def _ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -179,166 +149,3 @@ def luma_scores(
     _check_values(luma, truth=True)
     cut = slice(shave, luma.shape[0] - shave), slice(shave, luma.shape[1] - shave)
     return _psnr(sr_luma[cut].astype(np.float64) - luma[cut]), _ssim(sr_luma[cut], luma[cut])
-
-# %% ../../nbs/40_measure.metrics.ipynb #7af1904e
-_STAGES = {  # torchvision's layers: channels, side, stride and padding of each convolution, by stage
-    "alex": ([[(64, 11, 4, 2)], [(192, 5, 1, 2)], [(384, 3, 1, 1)], [(256, 3, 1, 1)], [(256, 3, 1, 1)]], 3, (1, 2)),
-    "vgg": ([[(c, 3, 1, 1)] * k for c, k in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))], 2, (1, 2, 3, 4)),
-}
-
-
-def _stages(
-    kind: str,         # alex or vgg
-) -> nn.ModuleList:    # of `nn.Sequential`; layers are numbered as in torchvision's `features`
-    "The convolutions of AlexNet or VGG16; a stage ends where its maps are compared."
-    plan, pool_px, pooled = _STAGES[kind]
-    stages, channels, place = nn.ModuleList(), 3, 0
-    for number, convolutions in enumerate(plan):
-        layers: list[nn.Module] = [nn.MaxPool2d(pool_px, 2)] if number in pooled else []
-        for width, side, stride, padding in convolutions:
-            layers += [nn.Conv2d(channels, width, side, stride, padding), nn.ReLU()]
-            channels = width
-        stages.append(nn.Sequential())
-        for layer in layers:
-            stages[-1].add_module(str(place), layer)
-            place += 1
-    return stages
-
-# %% ../../nbs/40_measure.metrics.ipynb #bdca1ca8
-# what torch raises for files that are damaged or hold something else
-_UNREADABLE = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, pickle.PickleError)
-
-
-@lru_cache(maxsize=2)
-def _backbone(
-    path: Path,                   # a weights file of torchvision
-) -> tuple[str, nn.ModuleList]:   # alex or vgg, stages
-    "A classifying network from its file."
-    try:
-        if not os.path.lexists(path):
-            raise FileNotFoundError
-        state, _ = read_tensors(path)
-        kind = {11: "alex", 3: "vgg"}[state["features.0.weight"].shape[-1]]
-        stages = _stages(kind)
-        found = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
-        for stage in stages:
-            mine = [key for key in found if key.split(".")[0] in dict(stage.named_children())]
-            stage.load_state_dict({key: found.pop(key) for key in mine})
-        if found:
-            raise KeyError(f"more layers than {kind} has")
-    except FileNotFoundError:
-        raise FakdError(f"backbone {path}: no such file. Give torchvision's alexnet-owt-7be5be79.pth "
-                        "or vgg16-397923af.pth.") from None
-    except _UNREADABLE as fault:
-        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-        raise FakdError(f"backbone {path}: not a weights file of torchvision's AlexNet or VGG16 ({reason}).") from None
-    return kind, stages.eval().requires_grad_(False)
-
-# %% ../../nbs/40_measure.metrics.ipynb #fc66e690
-@lru_cache
-def _learned(
-    name: str,             # of a file in torchmetrics
-) -> dict[str, Tensor]:
-    "The weights of LPIPS or DISTS."
-    spec = find_spec("torchmetrics")
-    if spec is None or spec.origin is None:
-        raise FakdError("LPIPS and DISTS need the weights in torchmetrics: pip install fakd[metrics]")
-    file = Path(spec.origin).parent / "functional" / "image" / name
-    return dict(read_tensors(file)[0])
-
-# %% ../../nbs/40_measure.metrics.ipynb #2a26b734
-def _pair(
-    sr_img: np.ndarray,  # (h, w, 3), 0..255
-    hr_img: np.ndarray,  # the same size
-) -> Tensor:             # float32, (2, 3, h, w), 0..1
-    "Two images as a batch for a classifying network."
-    if min(sr_img.shape[:2]) < 32:
-        raise FakdError(f"LPIPS and DISTS need 32x32 pixels, got {sr_img.shape[1]}x{sr_img.shape[0]}.")
-    return to_batch(_same(sr_img, hr_img, 0)) / 255
-
-
-def _finite(distance: float, name: str, backbone: str | Path) -> float:
-    "The distance, if it is a number."
-    if not math.isfinite(distance):
-        raise FakdError(f"{name} is {distance}: are all weights in {backbone} finite?")
-    return distance
-
-
-@torch.inference_mode()
-def lpips(
-    sr_img: np.ndarray,    # (h, w, 3), 0..255, quantised; a grey image (h, w) counts as three equal channels
-    hr_img: np.ndarray,    # the same size, at least 32 x 32
-    backbone: str | Path,  # torchvision's weights file of AlexNet (usual in tables) or VGG16
-) -> float:                # at least 0, less is better
-    "Learned perceptual distance (Zhang et al. 2018), version 0.1."
-    kind, stages = _backbone(find_path(backbone))
-    weights, distance = _learned(f"lpips_models/{kind}.pth"), 0.0
-    shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[..., None, None]
-    maps = (2 * _pair(sr_img, hr_img) - 1 - shift) / scale
-    for number, stage in enumerate(stages):
-        maps = stage(maps)  # (2, c, h, w)
-        unit = maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10)
-        difference = (unit[0] - unit[1]).square() * weights[f"lin{number}.model.1.weight"][0]
-        distance += difference.sum(0).mean().item()
-    return _finite(distance, "LPIPS", backbone)
-
-# %% ../../nbs/40_measure.metrics.ipynb #d553ba95
-def _smooth_pool(
-    maps: Tensor,  # (b, c, h, w)
-) -> Tensor:       # half as high and wide
-    "Root of the mean square under a 3 by 3 Hann window: DISTS puts it in the place of every maximum."
-    side = torch.tensor([0.5, 1.0, 0.5]).to(maps)
-    window = (side[:, None] * side / 4).expand(maps.shape[1], 1, 3, 3)
-    return (nn.functional.conv2d(maps.square(), window, stride=2, padding=1, groups=maps.shape[1]) + 1e-12).sqrt()
-
-
-def _dists_maps(
-    images: Tensor,         # (b, 3, h, w), 0..1
-    stages: nn.ModuleList,  # of VGG16
-) -> Iterator[Tensor]:      # the images themselves and five maps
-    "What DISTS compares."
-    yield images
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-    maps = (images - mean) / std
-    for stage in stages:
-        for layer in stage.children():
-            maps = _smooth_pool(maps) if isinstance(layer, nn.MaxPool2d) else layer(maps)
-        yield maps
-
-# %% ../../nbs/40_measure.metrics.ipynb #df9a7db5
-@torch.inference_mode()
-def dists(
-    sr_img: np.ndarray,    # (h, w, 3), 0..255, quantised; a grey image (h, w) counts as three equal channels
-    hr_img: np.ndarray,    # the same size, at least 32 x 32
-    backbone: str | Path,  # torchvision's weights file of VGG16
-) -> float:                # 0 for equal images, less is better
-    "Distance of structure and texture (Ding et al. 2020)."
-    kind, stages = _backbone(find_path(backbone))
-    if kind != "vgg":
-        raise FakdError(f"backbone {backbone}: DISTS needs VGG16, this is AlexNet.")
-    learned, alike, eps = _learned("dists_models/weights.pt"), 0.0, 1e-6
-    share = torch.stack([learned["alpha"].flatten(), learned["beta"].flatten()])  # (2, channels of all maps)
-    share, at = share.double() / share.sum(), 0
-    for maps in _dists_maps(_pair(sr_img, hr_img), stages):
-        x, y = maps.double().flatten(2)  # (c, n) each
-        alpha, beta = share[:, at : (at := at + len(x))]
-        mean_x, mean_y = x.mean(1), y.mean(1)
-        cov = (x * y).mean(1) - mean_x * mean_y
-        texture = (2 * mean_x * mean_y + eps) / (mean_x**2 + mean_y**2 + eps)
-        structure = (2 * cov + eps) / (x.var(1, correction=0) + y.var(1, correction=0) + eps)
-        alike += (alpha * texture + beta * structure).sum().item()
-    return _finite(1 - alike, "DISTS", backbone)
-
-# %% ../../nbs/40_measure.metrics.ipynb #255921be
-def perceptual_measures(
-    backbones: Sequence[str | Path],  # torchvision's weights files of AlexNet, of VGG16, or both
-) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:  # by name: `measure(sr_img, hr_img)`
-    "What some backbones allow to measure: LPIPS with each of them, DISTS with VGG16."
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {}
-    for path in backbones:
-        kind, _ = _backbone(find_path(path))
-        _learned(f"lpips_models/{kind}.pth")  # so that a missing extra is said now
-        measures[f"LPIPS ({'AlexNet' if kind == 'alex' else 'VGG16'})"] = partial(lpips, backbone=path)
-        if kind == "vgg":
-            measures["DISTS"] = partial(dists, backbone=path)
-    return measures

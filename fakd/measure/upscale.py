@@ -21,7 +21,7 @@ from ..data.degrade import imresize
 from ..memory import peak_memory
 from ..nets.blocks import SCALES, Net, evaluating, net_device, net_scale
 from ..nets.foreign import as_net
-from ..progress import Bar
+from ..progress import follow
 
 # %% auto #0
 __all__ = ['LEAST', 'OVERLAP', 'MEMORY_MB', 'margins', 'bordered', 'tiled', 'pixel_bytes', 'fit_tile', 'upscale']
@@ -63,29 +63,30 @@ def _bands(
     scale: int,             # SR pixels for each LR pixel
     tile: int,              # side of a tile in LR pixels
     overlap: int,           # in LR pixels
-    progress: bool = False, # show a bar, if there is more than one tile
+    progress: bool = False, # show how far it is, if there is more than one tile
 ) -> Iterator[Tensor]:      # float (b, c', rows, scale*w), the next finished rows
     "Run a network tile by tile and blend."
     (height, tops), (width, lefts) = (_windows(n, tile, overlap) for n in lr_imgs.shape[2:])
     down, across = (_ramps(side, at, scale).to(lr_imgs.device) for side, at in ((height, tops), (width, lefts)))
     rest: Tensor | None = None  # rows that the bands so far have begun
     count = len(tops) * len(lefts)
-    with Bar(total=count, desc="tiles", disable=not progress or count == 1, leave=False) as bar:
-        for i, top in enumerate(tops):
-            band: Tensor | None = None
-            for left, weights in zip(lefts, across, strict=True):
-                sr_imgs = _run(net, lr_imgs[:, :, top : top + height, left : left + width], scale)
-                if band is None:
-                    band = sr_imgs.new_zeros(*sr_imgs.shape[:3], lr_imgs.shape[3] * scale, dtype=torch.float32)
-                band[..., left * scale : (left + width) * scale].addcmul_(sr_imgs.float(), weights)
-                bar.update()
-            assert band is not None
-            band *= down[i][:, None]
-            if rest is not None:
-                band[:, :, : rest.shape[2]] += rest
-            done = ((tops[i + 1] - top) if i + 1 < len(tops) else height) * scale
-            yield band[:, :, :done]
-            rest = band[:, :, done:].clone()
+    tiles = iter(follow(range(count), "tiles", progress and count > 1))
+    for i, top in enumerate(tops):
+        band: Tensor | None = None
+        for left, weights in zip(lefts, across, strict=True):
+            next(tiles)
+            sr_imgs = _run(net, lr_imgs[:, :, top : top + height, left : left + width], scale)
+            if band is None:
+                band = sr_imgs.new_zeros(*sr_imgs.shape[:3], lr_imgs.shape[3] * scale, dtype=torch.float32)
+            band[..., left * scale : (left + width) * scale].addcmul_(sr_imgs.float(), weights)
+        assert band is not None
+        band *= down[i][:, None]
+        if rest is not None:
+            band[:, :, : rest.shape[2]] += rest
+        done = ((tops[i + 1] - top) if i + 1 < len(tops) else height) * scale
+        yield band[:, :, :done]
+        rest = band[:, :, done:].clone()
+    next(tiles, None)
 
 # %% ../../nbs/45_measure.upscale.ipynb #f201d004
 def _run(net: Net, lr_imgs: Tensor, scale: int) -> Tensor:
@@ -243,7 +244,7 @@ def upscale(
     net: Net,                      # any module, see `as_net`, or a callable of 0..255; on any device
     img: np.ndarray,               # uint8 or uint16; (h, w) or (h, w, c): grey, colour, each with or without alpha
     memory_mb: int | None = None,  # what the call may take beside network and image; None: 1000
-    progress: bool = False,        # show a bar
+    progress: bool = False,        # show how far it is
 ) -> np.ndarray:                   # same type and channels, (scale*h, scale*w, ...)
     "Enlarge a whole image within a memory budget."
     pixels = img[:, :, None] if img.ndim == 2 else img

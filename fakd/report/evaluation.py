@@ -91,7 +91,7 @@ def _comparison(
     "The parts of `comparison`, with the best network marked and the scale beside the set."
     best = max((m for m in scene.crops if m in scene.scores), key=lambda m: scene.scores[m].quality, default="")
     parts = comparison(scene, lambda name: TITLES.get(name, name))
-    crops = [{**crop, "best": crop["method"] == best} for crop in parts["crops"]]
+    crops = [{**crop, "kind": "distilled" if crop["method"] == best else ""} for crop in parts["crops"]]
     scale = next((row.scale for row in scene.scores.values()), "?")
     return {**parts, "crops": crops, "set": f"{scene.set}, \u00d7{scale}"}
 

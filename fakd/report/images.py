@@ -80,7 +80,7 @@ def comparison(
     for name, crop in scene.crops.items():
         score = " / ".join(score_texts(scene.scores[name])) if name in scene.scores else ""
         size = " \u00d7 ".join(map(str, scene.images[name].shape[1::-1])) if name in ("lr", "hr") else ""
-        crops.append({"method": name, "title": title(name), "score": score or size,
+        crops.append({"method": name, "kind": name, "title": title(name), "score": score or size,
                       "src": picture(crop, max(1, round(240 / crop.shape[0])))})
     step = max(1, round(w / 700))  # an overview needs no more pixels
     small = np.asarray(Image.fromarray(scene.images["hr"]).resize((w // step, h // step), Image.Resampling.LANCZOS))

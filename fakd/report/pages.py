@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ..core import FakdError
-from ..look.explorer import save_explorer
 from ..look.figures import fixed, signed
+from ..look.page import save_explorer
 from .evaluation import evaluation_page
 from .finding import mean_psnr
 from .origin import network_title
@@ -49,11 +49,13 @@ def make_pages(
 ) -> Pages:
     "Write the report and the explorer of a run."
     page = evaluation_page if run.record.kind == "evaluate" else run_page
-    makers: dict[str, Callable[[Run], Path | str]] = {"explorer": save_explorer, "report": page}  # it links to it
+    makers: dict[str, Callable[[Run], Path]] = {"explorer": save_explorer, "report": page}  # it links to it
     made: dict[str, Path | str] = {}
     for name, make in makers.items():
         try:
             made[name] = make(run)
+        except FakdError as fault:  # it says itself what there is not to show
+            made[name] = f"none. {fault}"
         except Exception as fault:  # noqa: BLE001  (of any kind: the run is whole, and its other page is worth having)
             made[name] = f"none, {type(fault).__name__}: {fault} (fakd.report.pages.make_pages makes it again)"
             warnings.warn(f"{run.id}: {name} {made[name]}", stacklevel=2)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..record import Record
-from ..train.config import MODULE
+from ..settings import modules_in
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'Repetition', 'repetition', 'repeat_command']
@@ -69,9 +69,9 @@ def _fakd(kind: str, given: Mapping[str, Any]) -> str:
 def _python(kind: str, given: Mapping[str, Any]) -> str:
     "Two lines of Python."
     call = _CALLS[kind]
-    at_hand = [name for name, value in given.items() if str(value).startswith(MODULE)]
+    at_hand = {name: found for name, value in given.items() if (found := modules_in(value))}
     lines = [f"from fakd import {call}", ""]
-    lines += [f"# {name} was a Python object: {str(given[name]).removeprefix(MODULE)!r}" for name in at_hand]
+    lines += [f"# {name} was a Python object: {' and '.join(specs)!r}" for name, specs in at_hand.items()]
     words = [f"{name}={name if name in at_hand else repr(value)}" for name, value in given.items()]
     return "\n".join([*lines, f"{call}({', '.join(words)})"])
 
@@ -90,7 +90,7 @@ def repetition(
     given = {name: value for name, value in record.given.items() if name != "resume" and name.isidentifier()}
     if record.kind not in NOTEBOOKS:
         return Repetition("", f"A run of the kind {record.kind} has no command.")
-    if any(isinstance(value, str) and value.startswith(MODULE) for value in given.values()):
+    if any(map(modules_in, given.values())):
         return Repetition(_python(record.kind, given), "A network was given as a Python object, which no command can "
                           "name. In Python, with the same object in its place:")
     if "None" in given.values():  # the word, which the command would take for nothing

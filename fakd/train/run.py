@@ -5,11 +5,9 @@
 # %% ../../nbs/69_train.run.ipynb #7e2a7310
 from __future__ import annotations
 
-import copy
-import html
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,354 +18,109 @@ from safetensors.torch import save
 from torch import nn
 
 from ..about import environment
-from ..core import FakdError, atomic_write, find_path
-from ..data.pairs import ImagePair, Patches
-from ..data.screening import screen
-from ..data.sets import ImageSet, image_set, image_sets
-from ..devices import set_threads
-from ..digest import code_digest, digest
+from ..core import FakdError, atomic_write, pick
+from ..data.pairs import ImagePair
 from ..distil.affinity import mean_row
-from ..distil.loss import DistillLoss, loss_memory, refuse_idle
-from ..distil.taps import Taps, tap_shapes
+from ..distil.taps import Taps
 from ..images import to_batch
-from ..look.keep import affinity_pair, keep_images, middles, query_pixels
-from ..measure.cost import describe_net
+from ..look.keep import keep_images
+from ..look.watchers import Curves, HistoryFile, Progress, Snapshots
 from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
 from ..measure.metrics import psnr_y
-from ..nets.foreign import Foreign, able_net, assumed_of, copied, ready_net, spec_of
-from ..nets.onnx import open_net
-from ..nets.weights import load_net, load_weights, net_digest, save_weights, warm_start
-from ..nets.zoo import make_net
-from ..record import DataUse, Record
+from ..nets.foreign import Foreign, assumed_of
+from ..nets.weights import load_net, load_weights, save_weights
+from ..record import Record
 from ..rows import Row, summarise
-from ..run_folder import Run, artefacts, now, read_history, write_record
+from ..run_folder import Run, artefacts, now, read_history, write_history, write_record
 from .checkpoint import latest, resumed_words
-from .config import MODULE, DistillConfig, TeacherConfig, from_anywhere, names_weights, split_teachers
-from .needs import refuse_needs
-from .resume import diverged, drop_checkpoints, open_run
-from .teacher import Ensemble, Teacher, Teachers, members, suggest_pairs, tap_pairs
-from fakd.train.trainer import (
-    Curves,
-    Diverged,
-    History,
-    HistoryFile,
-    Progress,
-    Saver,
-    Snapshots,
-    Trainer,
-    remedy,
-    restore,
-)
+from .config import DistillConfig
+from .resume import diverged, drop_checkpoints
+from .setup import AT_HAND, Setup, about_net, make_loss
+from .trainer import Diverged, Saver, Trainer, remedy, restore
 
 # %% auto #0
-__all__ = ['Setup', 'setup_tables', 'loss_needs', 'prepare', 'equal_time_steps', 'fit', 'Fitted', 'held_out_psnr', 'score',
-           'finish']
+__all__ = ['Fitted', 'equal_time_steps', 'fit', 'held_out_psnr', 'score', 'finish', 'complete']
 
-# %% ../../nbs/69_train.run.ipynb #b1215753
-@dataclass(repr=False)
-class Setup:
-    "A prepared run: everything that the stages share."
+# %% ../../nbs/69_train.run.ipynb #e194ebbb
+@dataclass
+class Fitted:
+    "A trained student and how it got there."
 
-    config: Any                                               # a resolved DistillConfig or TeacherConfig
-    given: dict[str, Any]                                     # what was asked
-    run: Run                                                  # its folder
-    digest: str                                               # of everything that decides the result
-    code: str                                                 # digest of the modules that decide it, when loaded
-    created: str                                              # when this sitting began, UTC
-    images: list[ImagePair]                                   # training pairs
-    sets: list[ImageSet]                                      # evaluation sets
-    data: list[DataUse]                                       # what the record says of both
-    held_out: list[ImagePair]                                 # small crops for the PSNR curve
-    teacher: nn.Module | None                                 # frozen, an `Ensemble` of several, or None
-    taps: list[tuple[str, ...]]                               # student tap, tap of each teacher
-    student: nn.Module | None = None                          # a student given as a module, before training
-    nets: dict[str, nn.Module] = field(default_factory=dict)  # trained, by method
-    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    sittings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of each method, see `sitting`
-    rows: list[Row] = field(default_factory=list)
-    origin: dict[str, Any] = field(default_factory=dict)         # what decides the result beside the settings
-    record: Record | None = None                                 # of a run that is over and lacks only its pages
-
-    @property
-    def kind(self) -> Any:
-        "`teacher` for a teacher's training, else `distill`."
-        return "teacher" if isinstance(self.config, TeacherConfig) else "distill"
-
-    @property
-    def resumed(self) -> dict[str, list[int]]:
-        "The steps at which methods were continued."
-        return {method: [s["step"] for s in every[1:]] for method, every in self.sittings.items() if every[1:]}
-
-    def new_student(self) -> nn.Module:
-        "The network to be trained, always with the same initial weights."
-        cfg = self.config
-        text = cfg.net if isinstance(cfg, TeacherConfig) else cfg.student
-        if self.student is not None:
-            return copy.deepcopy(self.student).train()
-        if names_weights(text):
-            return load_net(find_path(text)).train()
-        net = make_net(text, cfg.scale, seed=cfg.seed)
-        return warm_start(net, cfg.init) if isinstance(cfg, TeacherConfig) and cfg.init else net
+    method: str                    # plain, distilled, or teacher
+    net: nn.Module                 # on the CPU, eval mode
+    history: list[dict[str, Any]]  # lines of history.csv
+    sittings: list[dict[str, Any]] = field(default_factory=list)  # see `sitting`
 
     def __repr__(self) -> str:
-        text = f"Setup({self.run.id}: {len(self.images)} training images, {len(self.sets)} evaluation sets)"
-        pairs, memory = loss_needs(self)
-        text += "".join("\n" + " = ".join(f"{name} {shape}" for name, shape in pair) for pair in pairs)
-        text += "".join(f"\n{told}" for told in dict.fromkeys(use.warning for use in self.data) if told)
-        return f"{text}\n{self.config.loss} needs at most {memory / 2**20:,.0f} MB beside the networks"
-
-    def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        "LR and HR patches of the first step, as the student will see them."
-        cfg = self.config
-        return Patches(self.images, cfg.scale, cfg.patch_px, cfg.seed).batch(0, cfg.batch_size)
-
-    def _repr_html_(self) -> str:
-        return setup_tables(self)
-
-# %% ../../nbs/69_train.run.ipynb #d32949be
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    "A plain HTML table."
-    cells = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table>"
-
-
-def setup_tables(
-    setup: Setup,  # from `prepare`
-) -> str:          # HTML
-    "What is about to be trained: networks, pairs of taps with their shapes, the loss's memory, images."
-    cfg, teachers = setup.config, _teachers(setup)
-    nets = {"student" if teachers else "network": setup.new_student(), **teachers}
-    lines = [(role, spec_of(net), f"{d['params']:,}", f"{d['macs'] / 1e9:.2f} G")
-             for role, net in nets.items() for d in [describe_net(net)]]
-    parts = [_table(["", "network", "parameters", "multiply-adds at 48x48"], lines)]
-    pairs, memory = loss_needs(setup)
-    if pairs:
-        heads = [head for role in nets for head in (f"{role} tap", "shape")]
-        parts.append(_table(heads, [list(itertools.chain(*pair)) for pair in pairs]))
-    if len(teachers) > 1:
-        way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
-        parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
-    parts.append(f"<p>{html.escape(cfg.loss)} needs at most {memory / 2**20:,.0f} MB beside the networks.</p>")
-    used = [(d.name, d.count, d.role, d.lr_source) for d in setup.data]
-    parts.append(_table(["images", "count", "role", "LR images"], used))
-    parts += [f"<p><b>{html.escape(text)}</b></p>" for text in dict.fromkeys(d.warning for d in setup.data) if text]
-    return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
-
-# %% ../../nbs/69_train.run.ipynb #27444cb6
-def _teachers(setup: Setup) -> dict[str, nn.Module]:
-    "The networks that teach, by method: `teacher`, or `teacher 1`, `teacher 2`, ..."
-    nets = members(setup.teacher)
-    return {"teacher" if len(nets) == 1 else f"teacher {i}": net for i, net in enumerate(nets, 1)}
-
-
-def _pair_shapes(setup: Setup, student: nn.Module) -> list[dict[str, tuple[int, int, int]]]:
-    "Shapes of the maps at the taps: of the student, then of each teacher."
-    nets = [student, *members(setup.teacher)]
-    return [tap_shapes(net, [pair[i] for pair in setup.taps], setup.config.patch_px) for i, net in enumerate(nets)]
-
-
-def loss_needs(
-    setup: Setup,                                    # from `prepare`
-) -> tuple[list[tuple[tuple[str, Any], ...]], int]:  # (tap, shape) of student and teachers for each pair; bytes at most
-    "What the loss looks at, and the memory that its terms take beside the networks."
-    cfg = setup.config
-    ours, *theirs = _pair_shapes(setup, setup.new_student()) if setup.taps else [{}, {}]
-    wider = [[max(a, b) for a, b in zip(ours.values(), t.values(), strict=True)] for t in theirs]
-    mean = getattr(cfg, "teacher_draw", "") == "mean"  # then all teachers' terms are held at once
-    at_once = [list(itertools.chain(*wider))] if mean else wider
-    parts = cfg.batch_size // cfg.accumulate, cfg.scale * cfg.patch_px
-    memory = max(loss_memory(cfg.loss, {str(i): s for i, s in enumerate(shapes)}, *parts) for shapes in at_once)
-    return list(zip(ours.items(), *(t.items() for t in theirs), strict=True)), memory
-
-# %% ../../nbs/69_train.run.ipynb #61d69fde
-def _at_hand(config: Any, teachers: Sequence[Teacher], student: nn.Module | None) -> Any:
-    "The config, with names for what was given as Python objects."
-    named = {}
-    if teachers:
-        named["teacher"] = "+".join(f"{MODULE}{spec_of(t.net)}" for t in teachers)
-    if student is not None:
-        if not any(p.requires_grad for p in student.parameters()):
-            raise FakdError(f"student {spec_of(student)}: none of its parameters is trained. "
-                            "Call its requires_grad_(True) first.")
-        named["student"] = f"{MODULE}{spec_of(student)}"
-    return config.with_given(**named)
-
-
-def _listed(teacher: Any, scale: int) -> list[Teacher]:
-    "None, one or several teachers, each a `Teacher` or a module."
-    several = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
-    if not all(isinstance(t, (Teacher, nn.Module)) for t in several):
-        kinds = ", ".join(type(t).__name__ for t in several)
-        raise FakdError(f"teacher: expected a Teacher, an nn.Module or a list of them, got {kinds}. "
-                        "Files are named in the config.")
-    return [t if isinstance(t, Teacher) else Teacher(ready_net(t, "teacher", scale)) for t in several]
-
-
-def _find_teachers(cfg: Any, at_hand: Sequence[Teacher]) -> tuple[nn.Module, list[list[int | str]]]:
-    "The network that teaches, or the ensemble, and the taps that were given with each."
-    if not at_hand and cfg.teacher.startswith(MODULE):
-        raise FakdError(f"teacher {cfg.teacher}: it was a Python object. Give it again: prepare(config, teacher=...).")
-    found = at_hand or [Teacher(open_net(find_path(text))) for text in split_teachers(cfg.teacher)]
-    nets = [ready_net(t.net, "teacher", cfg.scale) for t in found]
-    return nets[0] if len(nets) == 1 else Ensemble(nets), [t.taps for t in found]
-
-# %% ../../nbs/69_train.run.ipynb #88579149
-def _choose_taps(setup: Setup, student: nn.Module, own: list[list[int | str]]) -> None:
-    "The config's taps; those that came with teachers; or, if nobody asked for any and the preset's do not fit, others."
-    cfg = setup.config
-    taps = list(cfg.taps or [])
-    if taps and any(own):
-        if any(len(theirs) != len(taps) for theirs in own):
-            raise FakdError(f"{len(taps)} taps of the student ({', '.join(map(str, taps))}), but the teachers have "
-                            f"{' and '.join(str(len(theirs)) for theirs in own)}; they are paired by position.")
-        sides = [str(tap).partition("=")[0] for tap in taps]
-        taps = [f"{ours}={'+'.join(map(str, theirs))}" for ours, *theirs in zip(sides, *own, strict=True)]
-    elif taps and cfg._origin.get("taps") != "given":
-        try:
-            tap_pairs(student, setup.teacher, taps)  # type: ignore[arg-type]
-        except FakdError:
-            taps = suggest_pairs(student, members(setup.teacher), len(taps), cfg.patch_px)
-    setup.taps = tap_pairs(student, setup.teacher, taps)  # type: ignore[arg-type]
-    if taps != cfg.taps:
-        setup.config = cfg._completed({"taps": taps}, {})
-        setup.config._origin["taps"] = "chosen"
-
-# %% ../../nbs/69_train.run.ipynb #fec490a4
-def prepare(
-    config: DistillConfig | TeacherConfig,                         # as given
-    teacher: Teacher | nn.Module | Sequence[Any] | None = None,    # instead of the config's: at hand, one or several
-    student: nn.Module | None = None,                              # the same of the student; it is copied, not changed
-) -> Setup:
-    "Read sets, make networks, find taps, name the run; everything that can be refused is refused here."
-    set_threads()
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; the CPU computes fp32 as ever
-    # copied, since teachers, frozen now, may share it
-    own_student = copied(ready_net(student, "student", config.scale)) if student is not None else None
-    teachers = _listed(teacher, config.scale)
-    cfg: Any = _at_hand(config, teachers, own_student).resolve()
-    train, held_out = image_set(cfg.data), image_set("sample-eval")
-    sets = image_sets(cfg.benchmarks)
-    images = train.pairs(cfg.scale, progress=True, workers=cfg.workers)
-    Patches(images, cfg.scale, cfg.patch_px, cfg.seed)  # refuses images smaller than a patch
-    scored = [("validate", held_out), *(("evaluate", s) for s in sets)]
-    data = screen(train, images, scored, cfg.scale, cfg.workers)
-    crops = middles(held_out.pairs(cfg.scale), 256 // cfg.scale)
-    given, code = from_anywhere(cfg.given()), code_digest()
-    setup = Setup(cfg, given, Run(Path()), "", code, now(), images, sets, data, crops, None, [])
-    setup.student = own_student
-    role = "student" if isinstance(cfg, DistillConfig) else "network"
-    fresh = able_net(setup.new_student(), role, cfg.scale, cfg.patch_px)
-    if isinstance(cfg, DistillConfig) and cfg.teacher not in (None, "none"):
-        setup.teacher, own = _find_teachers(cfg, teachers)
-        _choose_taps(setup, fresh, own)
-        cfg = setup.config
-        _looked_at(setup)  # refuses an image that is not there
-    refuse_needs(fresh, cfg)
-    _check_loss(setup, fresh)
-    setup.origin = {
-        "kind": setup.kind, "data": data[0].digest, "student": net_digest(fresh), "code": setup.code,
-        "teacher": ", ".join(f"{spec_of(net)} {net_digest(net)}" for net in members(setup.teacher)),
-    }
-    resolved = {k: v for k, v in cfg.model_dump().items() if cfg.marks()[k]["digest"]}
-    setup.run, setup.digest, setup.record = open_run(cfg, setup.origin, digest({**setup.origin, "resolved": resolved}))
-    return setup
-
-# %% ../../nbs/69_train.run.ipynb #5cf44081
-def _make_loss(setup: Setup, student: nn.Module, distil: bool = True) -> DistillLoss:
-    "The config's loss, or the ground truth alone for a student without a teacher."
-    cfg = setup.config
-    if setup.teacher is None or not distil:
-        return DistillLoss(cfg.loss if setup.teacher is None else "DS", seed=cfg.seed)
-    ours, *theirs = _pair_shapes(setup, student)
-    return DistillLoss(cfg.loss, ours, theirs, seed=cfg.seed)
-
-
-def _check_loss(setup: Setup, student: nn.Module) -> None:
-    "Refuse terms that do not fit the taps or would teach nothing, and taps before which nothing is trained."
-    cfg, loss = setup.config, _make_loss(setup, student)
-    if loss.needs_maps:
-        student.eval()  # to look must not change what a network keeps
-        with Taps(student, [pair[0] for pair in setup.taps]) as taps:
-            student(torch.zeros(1, 3, cfg.patch_px, cfg.patch_px))
-            idle = [name for name, maps in zip(taps.places, taps.maps, strict=True) if not maps.requires_grad]
-        if idle:
-            raise FakdError(f"tap(s) {', '.join(idle)} of the student: nothing before them is trained, so that "
-                            "no loss on them teaches it. Tap deeper places.")
-    refuse_idle(loss, cfg.batch_size // cfg.accumulate, cfg.patch_px, cfg.scale)
-
-
-def _teaching(setup: Setup) -> Teacher | Teachers:
-    "Whom the trainer asks."
-    nets = members(setup.teacher)
-    each = [Teacher(net, [pair[i] for pair in setup.taps]) for i, net in enumerate(nets, 1)]
-    return each[0] if len(each) == 1 else Teachers(each, setup.config.teacher_draw, setup.config.seed)
+        last, resumed = self.history[-1], resumed_words(self.sittings)
+        text = f"{self.method}: {last['step']:.0f} steps in {last['time_s']:.0f} s, "
+        return f"{text}held-out PSNR-Y {last['psnr_y']:.2f} dB" + (f"; continued at {resumed}" if resumed else "")
 
 # %% ../../nbs/69_train.run.ipynb #e9a1c0d5
 def equal_time_steps(
-    histories: dict[str, list[dict[str, Any]]],  # of `plain` and `distilled`, both trained to their ends
-) -> int:                                        # at least the plain student's own
+    fitted: Sequence[Fitted],  # with `plain` and `distilled`, both trained to their ends
+) -> int:                      # at least the plain student's own
     "How many plain steps take as long as the distilled run did; both are timed without evaluations."
-    missing = [method for method in ("plain", "distilled") if not histories.get(method)]
+    ends = {one.method: one.history[-1] for one in fitted}
+    missing = [method for method in ("plain", "distilled") if method not in ends]
     if missing:
         raise FakdError(f"equal_time: train the {' and the '.join(missing)} student first, its time is needed.")
-    plain, distilled = histories["plain"][-1], histories["distilled"][-1]
+    plain, distilled = ends["plain"], ends["distilled"]
     return max(plain["step"], round(plain["step"] * distilled["time_s"] / plain["time_s"]))
 
 # %% ../../nbs/69_train.run.ipynb #d731ddc9
-def _trainer(setup: Setup, cfg: Any, method: str, distil: bool, checkpoint: Path) -> Trainer:
+def _trainer(setup: Setup, cfg: Any, method: str, earlier: Sequence[dict[str, Any]], checkpoint: Path) -> Trainer:
     "A new student, what it learns from, and who watches."
-    student = setup.new_student()
-    loss = _make_loss(setup, student, distil)
-    teacher = _teaching(setup) if loss.needs_teacher else None
-    earlier = list(itertools.chain(*setup.histories.values()))
+    loss = make_loss(setup.config, setup.shapes, method)
+    watchers = [Progress(), Curves(earlier), HistoryFile(setup.run, earlier)]
+    if setup.taps and method != "plain_equal_time":
+        path, nets = setup.run.dir / "snapshots" / f"progress-{method}.npz", [t.net for t in setup.teachers]
+        watchers.append(Snapshots(path, setup.looked_at, setup.queries[0], nets, setup.taps))
     return Trainer(
-        student, loss, Patches(setup.images, cfg.scale, cfg.patch_px, cfg.seed), cfg,
-        teacher, [pair[0] for pair in setup.taps] if loss.needs_maps else [], method,
-        watchers=[History(lambda net: held_out_psnr(net, setup.held_out, cfg.device)), Progress(),
-                  Curves(earlier), HistoryFile(setup.run, earlier), *_snapshots(setup, method), Saver(checkpoint)],
-        origin=setup.origin,
+        setup.new_student(), loss, setup.patches(), cfg,
+        setup.teachers if loss.needs_teacher else [], [pair[0] for pair in setup.taps] if loss.needs_maps else [],
+        getattr(cfg, "teacher_draw", "random"), method, lambda net: held_out_psnr(net, setup.held_out, cfg.device),
+        watchers, Saver(checkpoint), setup.origin,
     )
 
 # %% ../../nbs/69_train.run.ipynb #c93eb755
 def fit(
-    setup: Setup,              # from `prepare`
-    distil: bool = True,       # False: the same student from the same start on the same batches, ground truth only
-    equal_time: bool = False,  # without a teacher, for the time that the distilled run took: see `equal_time_steps`
+    setup: Setup,                           # from `prepare`
+    method: str | None = None,              # one of the config's `methods`; None: its `main`
+    earlier: Sequence[Fitted | None] = (),  # trained before it, drawn and recorded with it; None is passed over
 ) -> Fitted:
-    "Train one student, or go on where an earlier sitting stopped."
-    distil = distil and not equal_time
-    cfg, method = setup.config, "plain_equal_time" if equal_time else _method(setup, distil)
+    "Train one network, or go on where an earlier sitting stopped: from the same start, on the same batches as others."
+    cfg, before = setup.config, [one for one in earlier if one]
+    method = pick(method or cfg.main, cfg.methods, "method")
     if setup.record is not None:
         return _fitted_before(setup, setup.record, method)
-    if equal_time:
-        cfg = cfg.model_copy(update={"steps": equal_time_steps(setup.histories)})
+    if method == "plain_equal_time":
+        cfg = cfg.model_copy(update={"steps": equal_time_steps(before)})
     checkpoint = setup.run.dir / "checkpoints" / f"{method}.pt"
-    trainer = _trainer(setup, cfg, method, distil, checkpoint)
+    trainer = _trainer(setup, cfg, method, [line for one in before for line in one.history], checkpoint)
     if (kept := latest(checkpoint)) is not None:
         restore(trainer, kept, diverged(setup.run))
-    setup.histories[method], setup.sittings[method] = trainer.history, trainer.sittings
     try:
         trainer.fit()
     except Diverged as fault:
         error = f"{method}, {fault}. {remedy(trainer)}"
         if checkpoint.exists():
             error += f" With resume={setup.run.dir} the run goes on from its last good step."
-        finish(setup, error=error)
+        here = Fitted(method, trainer.net, trainer.history, trainer.sittings)
+        finish(setup, [*before, here], [], error)
         raise Diverged(error) from None
     path = setup.run.dir / "weights" / f"{method}.safetensors"
     origin = {"run": setup.run.id, "method": method, "steps": str(cfg.steps), "data": setup.data[0].name}
     trainer.net.border = choose_border(trainer.net, setup.held_out, cfg.device)  # type: ignore[assignment]
-    setup.nets[method] = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
-    return Fitted(method, setup.nets[method], setup.histories[method], trainer.sittings)
+    net = _through_file(setup, trainer.net, path, digest=setup.digest, **origin).requires_grad_(False)
+    return Fitted(method, net, trainer.history, trainer.sittings)
 
 
 def _fitted_before(setup: Setup, record: Record, method: str) -> Fitted:
     "A student of a finished run, from its files."
     history = [line for line in read_history(setup.run) if line["method"] == method]
     net = _read_net(setup, setup.run.dir / "weights" / f"{method}.safetensors")
-    setup.nets[method], setup.histories[method] = net.requires_grad_(False), history
-    return Fitted(method, net, history, record.sittings.get(method, []))
+    return Fitted(method, net.requires_grad_(False), history, record.sittings.get(method, []))
 
 # %% ../../nbs/69_train.run.ipynb #6abf4735
 def _through_file(setup: Setup, net: nn.Module, path: Path, **origin: str) -> nn.Module:
@@ -390,27 +143,7 @@ def _read_net(setup: Setup, path: Path) -> nn.Module:
         return load_net(path)
     return load_weights(again, path).eval()
 
-
-def _method(setup: Setup, distil: bool) -> str:
-    "What a trained network is called in rows and files."
-    return "teacher" if setup.kind == "teacher" else "distilled" if distil and setup.teacher is not None else "plain"
-
-# %% ../../nbs/69_train.run.ipynb #e194ebbb
-@dataclass
-class Fitted:
-    "A trained student and how it got there."
-
-    method: str                    # plain, distilled, or teacher
-    net: nn.Module                 # on the CPU, eval mode
-    history: list[dict[str, Any]]  # lines of history.csv
-    sittings: list[dict[str, Any]] = field(default_factory=list)  # see `sitting`
-
-    def __repr__(self) -> str:
-        last, resumed = self.history[-1], resumed_words(self.sittings)
-        text = f"{self.method}: {last['step']:.0f} steps in {last['time_s']:.0f} s, "
-        return f"{text}held-out PSNR-Y {last['psnr_y']:.2f} dB" + (f"; continued at {resumed}" if resumed else "")
-
-
+# %% ../../nbs/69_train.run.ipynb #12a8a139
 def held_out_psnr(
     net: nn.Module,               # any network
     images: Sequence[ImagePair],  # small held-out crops
@@ -426,88 +159,76 @@ def held_out_psnr(
 
 # %% ../../nbs/69_train.run.ipynb #f7854a25
 def score(
-    setup: Setup,  # with trained networks
+    setup: Setup,                      # from `prepare`
+    fitted: Sequence[Fitted | None],   # from `fit`; None is passed over
 ) -> list[Row]:
     "Per-image scores of every method on every evaluation set; keeps pictures and affinity maps for the page too."
     cfg = setup.config
     if setup.record is not None:
-        setup.rows = setup.record.rows
-        return setup.rows
-    nets = ({"teacher": setup.teacher} if setup.teacher is not None else {}) | setup.nets
-    every = _teachers(setup) | nets  # of several teachers each, and the mean of their images as "teacher"
-    setup.rows = [*bicubic_rows(setup.sets, cfg.scale), *evaluate(every, setup.sets, cfg.scale, device=cfg.device)]
-    shown = {method: net for method, net in nets.items() if method != "plain_equal_time"}  # asked for its numbers only
-    keep_images(setup.run, setup.sets, cfg.scale, shown, cfg.device)
+        return setup.record.rows
+    trained, taught = {one.method: one.net for one in fitted if one}, setup.nets_that_teach()
+    rows = [*bicubic_rows(setup.sets, cfg.scale),
+            *evaluate({**taught, **trained}, setup.sets, cfg.scale, device=cfg.device)]
+    shown = {method: net for method, net in trained.items() if method != "plain_equal_time"}  # asked for its numbers
+    keep_images(setup.run, setup.sets, cfg.scale, {"teacher": taught["teacher"], **shown} if taught else shown,
+                cfg.device)
     if setup.taps:
         _keep_affinity(setup, shown)
-    return setup.rows
+    return rows
 
 # %% ../../nbs/69_train.run.ipynb #e78fc71f
-def _looked_at(setup: Setup) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    "The middle of the LR image whose affinity a run keeps, and query pixels in it."
-    cfg = setup.config
-    lr_img = middles([affinity_pair(cfg.affinity_image, setup.sets, setup.held_out, cfg.scale)], 96)[0].lr_img
-    return lr_img, query_pixels(lr_img)
-
-
-def _snapshots(setup: Setup, method: str) -> list[Snapshots]:
-    "The watcher of the affinity, where the run compares taps with a teacher's."
-    teachers = members(setup.teacher)
-    if not teachers or not setup.taps or method == "plain_equal_time":
-        return []
-    lr_img, queries = _looked_at(setup)
-    path = setup.run.dir / "snapshots" / f"progress-{method}.npz"
-    return [Snapshots(path, lr_img, queries[0], teachers, setup.taps)]
-
-
-def _keep_affinity(setup: Setup, nets: dict[str, Any]) -> None:
-    "Affinity rows of every network at every tap for a few query pixels of one held-out image."
-    lr_img, queries = _looked_at(setup)
+def _keep_affinity(setup: Setup, nets: Mapping[str, nn.Module]) -> None:
+    "Affinity rows of every network at every tap for a few query pixels of one image; of several teachers their mean."
+    lr_img = setup.looked_at
     joined = [f"{' + '.join(theirs)}={ours}" for ours, *theirs in setup.taps]
-    arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(queries), "taps": np.array(joined)}
-    for method, net in nets.items():
-        looks = list(enumerate(members(net), 1)) if method == "teacher" else [(0, net)]
-        found = []  # the maps of each; several teachers are shown as their mean
-        for side, one in looks:
-            with torch.inference_mode(), Taps(one, [pair[side] for pair in setup.taps]) as taps:
-                one(to_batch([lr_img], next(one.parameters()).device))
+    arrays: dict[str, Any] = {"image": lr_img, "queries": np.array(setup.queries), "taps": np.array(joined)}
+    teachers = [(i, teacher.net) for i, teacher in enumerate(setup.teachers, 1)]
+    for method, looks in {"teacher": teachers, **{method: [(0, net)] for method, net in nets.items()}}.items():
+        found = []  # the maps of each
+        for side, net in looks:
+            with torch.inference_mode(), Taps(net, [pair[side] for pair in setup.taps]) as taps:
+                net(to_batch([lr_img], next(net.parameters()).device))
                 found.append(taps.maps)
         for i, maps in enumerate(zip(*found, strict=True)):
-            rows = [mean_row(maps, q, lr_img.shape[:2]) for q in queries]
+            rows = [mean_row(maps, q, lr_img.shape[:2]) for q in setup.queries]
             arrays[f"{method}/{i}"] = torch.cat(rows).half().cpu().numpy()
     with atomic_write(setup.run.dir / "snapshots/affinity.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
 # %% ../../nbs/69_train.run.ipynb #65a4c8c0
 def finish(
-    setup: Setup,              # after `score`
-    error: str | None = None,  # why the run failed
+    setup: Setup,                     # from `prepare`
+    fitted: Sequence[Fitted | None],  # from `fit`; None is passed over
+    rows: Sequence[Row],              # from `score`
+    error: str | None = None,         # why the run failed
 ) -> Run:
     "Write history and record; with the record the run is over, and its checkpoints go."
     cfg, run = setup.config, setup.run
     if setup.record is not None:
         return run
+    trained = [one for one in fitted if one]
+    write_history(run, list(itertools.chain(*(one.history for one in trained))))
     record = Record(
         run_id=run.id,
-        kind=setup.kind,
+        kind=cfg.kind,
         created=setup.created,
         finished=now(),
         state="failed" if error else "finished",
         error=error,
         digest=setup.digest,
-        given=setup.given,
+        given=dict(setup.given),
         resolved=cfg.model_dump(),
         origin=cfg.origin(),
         environment=environment(),
         code_digest=setup.code,
-        data=setup.data,
+        data=list(setup.data),
         teacher=_about_teacher(setup),
-        student=_about_student(setup),
-        rows=setup.rows,
-        summary=summarise(setup.rows),
-        history={m: _last(h) for m, h in setup.histories.items() if h},
-        resumed_from_step=setup.resumed,
-        sittings=setup.sittings,
+        student=_about_student(setup, trained),
+        rows=list(rows),
+        summary=summarise(rows),
+        history={one.method: _last(one.history) for one in trained if one.history},
+        resumed_from_step={one.method: [s["step"] for s in one.sittings[1:]] for one in trained if one.sittings[1:]},
+        sittings={one.method: one.sittings for one in trained},
         artefacts=artefacts(run),
     )
     write_record(run, record)
@@ -515,40 +236,23 @@ def finish(
         drop_checkpoints(run)
     return run
 
-# %% ../../nbs/69_train.run.ipynb #3d370aee
-def _about(net: nn.Module, source: str, taps: Sequence[str], patch_px: int) -> dict[str, Any]:
-    "What the record says of a network."
-    return {
-        **describe_net(net),
-        "network": " + ".join(spec.split("(")[0] for spec in spec_of(net).split(" + ")),
-        "spec": spec_of(net),
-        "source": source,
-        "digest": net_digest(net),
-        "taps": {k: list(v) for k, v in tap_shapes(net, list(taps), patch_px).items()},
-        "assumptions": assumed_of(net),
-    }
-
-
-def _about_student(setup: Setup) -> dict[str, Any]:
+# %% ../../nbs/69_train.run.ipynb #57cc252d
+def _about_student(setup: Setup, trained: Sequence[Fitted]) -> dict[str, Any]:
     "The student before training, and the borders that the trained ones want."
-    taps = [pair[0] for pair in setup.taps]
-    about = _about(setup.new_student(), "initialised from the seed", taps, setup.config.patch_px)
-    lines = [f"{method}: {line}" for method, net in setup.nets.items() for line in assumed_of(net)
+    about = dict(setup.about["student"])
+    lines = [f"{one.method}: {line}" for one in trained for line in assumed_of(one.net)
              if line not in about["assumptions"]]
     return {**about, "assumptions": [*about["assumptions"], *lines]}
 
-# %% ../../nbs/69_train.run.ipynb #57cc252d
+
 def _about_teacher(setup: Setup) -> dict[str, Any] | None:
     "The teacher; of several each one, and all together."
-    if setup.teacher is None:
-        return None
-    cfg, nets = setup.config, _teachers(setup)
-    sources = split_teachers(cfg.teacher) if len(nets) > 1 else [cfg.teacher]
-    each = {method: _about(net, source, [pair[i] for pair in setup.taps], cfg.patch_px)
-            for i, ((method, net), source) in enumerate(zip(nets.items(), sources, strict=True), 1)}
-    if len(each) == 1:
-        return each["teacher"]
-    return {**_about(setup.teacher, cfg.teacher, [], cfg.patch_px), "draw": cfg.teacher_draw, "nets": each}
+    each = {role: dict(about) for role, about in setup.about.items() if role != "student"}
+    if not isinstance(setup.config, DistillConfig) or len(each) < 2:
+        return each.get("teacher")
+    named = setup.config.teacher if isinstance(setup.config.teacher, str) else AT_HAND
+    together = about_net(setup.nets_that_teach()["teacher"], named, {})
+    return {**together, "draw": setup.config.teacher_draw, "nets": each}
 
 
 def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -561,3 +265,13 @@ def _last(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "best_psnr_y": best.get("psnr_y"),
         "best_step": best.get("step"),
     }
+
+# %% ../../nbs/69_train.run.ipynb #948b2fc9
+def complete(
+    setup: Setup,  # from `prepare`
+) -> Run:          # with its record
+    "All that the config asks for: fit each method, score, finish."
+    fitted: list[Fitted] = []
+    for method in setup.config.methods:
+        fitted.append(fit(setup, method, fitted))
+    return finish(setup, fitted, score(setup, fitted))

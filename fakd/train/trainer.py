@@ -12,27 +12,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..core import FakdError, atomic_write
+from ..core import FakdError
 from ..data.pairs import Patches, prefetch
 from ..devices import PRECISIONS
-from ..digest import digest
-from ..distil.affinity import affinity_distance, mean_row
 from ..distil.loss import DistillLoss
 from ..distil.taps import Taps
-from ..files import read_arrays
-from ..images import to_batch
-from ..nets.blocks import evaluating
-from ..progress import Bar, notebook_display
-from ..run_folder import Run, write_history
+from ..distil.terms import Batch
+from ..look.watchers import Moment
 from fakd.train.checkpoint import (
     before,
     load_run,
@@ -42,12 +35,13 @@ from fakd.train.checkpoint import (
     set_random_states,
     sitting,
 )
-from .config import learn_rate_at
-from .teacher import Teacher, Teachers
+from .config import TrainConfig
+from .schedules import learn_rate_at
+from .teacher import Lesson, Teacher, who_teaches
 
 # %% auto #0
 __all__ = ['Diverged', 'Interrupted', 'make_optimiser', 'averaging', 'Guard', 'Trainer', 'is_finite', 'train_step', 'remedy',
-           'trainer_state', 'restore', 'History', 'HistoryFile', 'Saver', 'Progress', 'Curves', 'moments', 'Snapshots']
+           'trainer_state', 'restore', 'Saver']
 
 # %% ../../nbs/67_train.trainer.ipynb #7f73a5ac
 class Diverged(ArithmeticError):
@@ -137,6 +131,7 @@ class Guard:
         return {name: sum(values) / len(values) for name, values in zip(self.names, columns, strict=False)}
 
 # %% ../../nbs/67_train.trainer.ipynb #28cc5b14
+# long: the state of a training, named once
 class Trainer:
     "Trains one student; `fit` runs to the last step, `trainer_state` and `restore` carry it over a stop."
 
@@ -145,21 +140,26 @@ class Trainer:
         student: nn.Module,              # trained in place, on the config's device
         loss: DistillLoss,               # what it learns from
         patches: Patches,                # batch k is a function of (seed, k)
-        config: Any,                     # a resolved TrainConfig
-        teacher: Teacher | Teachers | None = None,  # if the loss needs one
-        taps: Sequence[int | str] = (),  # of the student, paired with the teacher's
+        config: TrainConfig,             # resolved
+        teachers: Sequence[Teacher] = (),  # if the loss needs any
+        taps: Sequence[int | str] = (),  # of the student, paired with the teachers'
+        draw: str = "random",            # who teaches, see `who_teaches`
         method: str = "distilled",       # its name in history and record
-        watchers: Sequence[Any] = (),    # with on_start(t), on_step(t), on_eval(t), on_end(t), on_diverged(t)
+        validate: Callable[[nn.Module], float] | None = None,  # held-out PSNR of a network, in dB
+        watchers: Sequence[Any] = (),    # with on_start, on_step, on_eval, on_end, each given a `Moment`
+        saver: Saver | None = None,      # keeps the checkpoint
         origin: Mapping[str, Any] | None = None,  # digests of what it comes from: a checkpoint keeps them
     ):
         self.device = torch.device(config.device)
         self.student = student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss.to(self.device)
-        self.patches, self.config, self.teacher, self.taps = patches, config, teacher, list(taps)
-        if teacher is not None:
+        self.patches, self.config, self.taps = patches, config, list(taps)
+        self.teachers, self.draw = list(teachers), draw
+        for teacher in self.teachers:
             teacher.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.method, self.watchers, self.origin = method, list(watchers), dict(origin or {})
-        self.optimiser = make_optimiser([self.student, self.loss], config.learn_rate or 0.0)
+        self.method, self.validate, self.watchers, self.saver = method, validate, list(watchers), saver
+        self.origin = dict(origin or {})
+        self.optimiser = make_optimiser([self.student, self.loss], config.learn_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = AveragedModel(self.student, avg_fn=averaging(config.ema)) if config.ema else None
         self.guard = Guard(["loss", *self.loss.weights], every=20 if self.device.type == "cuda" else 1)
@@ -172,24 +172,40 @@ class Trainer:
         "The weights that are reported: averaged if the config asks for it."
         return self.average.module if self.average is not None else self.student
 
+    def lesson(self, step: int) -> Lesson | None:
+        "Who teaches at a step, if anybody."
+        if not self.teachers:
+            return None
+        return Lesson(self.teachers, who_teaches(len(self.teachers), self.draw, self.config.seed, step))
+
     def fit(self, steps: int | None = None) -> list[dict[str, Any]]:
         "Train up to step `steps` (default: the config's last); Ctrl-C and SIGTERM end it cleanly. Returns the history."
         self.student.train()
         self.sittings.append(sitting(self.config, self.step))
+        if self.saver:
+            self.saver.start(self)
         self.tell("on_start")
         try:
             _steps(self, self.config.steps if steps is None else steps)
-            self.tell("on_end")
+            self.close()
         except Diverged:
             self.guard.bad = self.step if self.guard.bad is None else self.guard.bad
-            self.tell("on_diverged")
+            if self.saver:
+                self.saver.diverged(self)
             raise
         return self.history
 
+    def close(self) -> None:
+        "The end of a sitting, on time or early: everybody puts away what there is."
+        self.tell("on_end")
+        if self.saver:
+            self.saver.end(self)
+
     def tell(self, event: str) -> None:
         "Call the watchers, in their order."
+        now = Moment(self.method, self.step, self.config.steps, tuple(map(MappingProxyType, self.history)), self.net)
         for watcher in self.watchers:
-            getattr(watcher, event, lambda t: None)(self)
+            getattr(watcher, event, lambda now: None)(now)
 
 # %% ../../nbs/67_train.trainer.ipynb #51c2f813
 def _steps(t: Trainer, last: int) -> None:
@@ -199,9 +215,14 @@ def _steps(t: Trainer, last: int) -> None:
         for _, lr_imgs, hr_imgs in batches:
             train_step(t, lr_imgs, hr_imgs)
             t.time_s += time.monotonic() - started  # of training alone, not of looking
+            is_eval = _note(t)
+            if is_eval:
+                t.tell("on_eval")
             t.tell("on_step")
+            if t.saver:
+                t.saver.step(t)
             if signals:
-                t.tell("on_end")
+                t.close()
                 raise Interrupted(
                     f"{signals[0]} at step {t.step} of {t.method}: saved; start the same run again to continue."
                 )
@@ -218,6 +239,17 @@ def is_finite(
     tensors = (v for net in dict.fromkeys(nets) for v in net.state_dict().values())
     return all(bool(v.isfinite().all()) for v in tensors if v.is_floating_point())
 
+# %% ../../nbs/67_train.trainer.ipynb #5dee32b4
+def _note(t: Trainer) -> bool:
+    "Some 200 lines of history a run: means of the terms, and 20 times the held-out PSNR; whether it was measured."
+    steps = t.config.steps
+    is_eval = t.step % max(1, steps // 20) == 0 or t.step == steps
+    if is_eval or t.step % max(1, steps // 200) == 0:
+        rate = t.optimiser.param_groups[0]["lr"]
+        line = {"method": t.method, "step": t.step, "time_s": t.time_s, "learn_rate": rate, **t.guard.means()}
+        t.history.append({**line, "psnr_y": t.validate(t.net) if is_eval and t.validate else None})
+    return is_eval
+
 # %% ../../nbs/67_train.trainer.ipynb #f79f7d1d
 def train_step(
     t: Trainer,       # its student, optimiser, average and step change
@@ -231,15 +263,16 @@ def train_step(
     t.optimiser.zero_grad(set_to_none=True)
     seen = torch.zeros(len(t.guard.names), device=t.device)
     parts = zip(lr_imgs.chunk(cfg.accumulate), hr_imgs.chunk(cfg.accumulate), strict=True)
-    teacher = t.teacher.at(t.step) if t.teacher else None  # with several, who teaches depends on the step
+    teacher = t.lesson(t.step)  # with several, who teaches depends on the step
     for i, (lr_part, hr_part) in enumerate(parts):
         lr_part, hr_part = _to_device(lr_part, t.device), _to_device(hr_part, t.device)
         with torch.autocast(t.device.type, dtype, enabled=dtype != torch.float32), Taps(t.student, t.taps) as taps:
-            teacher_sr, teacher_maps = teacher(lr_part) if teacher else (None, [])
-            total, terms = t.loss(  # in fp32
-                t.student(lr_part), hr_part, teacher_sr, taps.maps, teacher_maps, step=t.step * cfg.accumulate + i,
-                lr_imgs=lr_part, student=t.student, teacher=teacher, features=teacher and teacher.features,
-            )
+            teacher_sr_imgs, teachers_maps = teacher(lr_part) if teacher else (None, [])
+            sr_imgs, step = t.student(lr_part), t.step * cfg.accumulate + i
+            total, terms = t.loss(Batch(  # in fp32
+                sr_imgs, hr_part, lr_part, teacher_sr_imgs, taps.maps, teachers_maps,
+                t.student, teacher, teacher and teacher.features, step,
+            ))
         t.scaler.scale(total / cfg.accumulate).backward()  # parts count alike
         seen += torch.stack([total, *terms.values()]).detach() / cfg.accumulate
     t.guard.add(t.step, seen)
@@ -264,12 +297,13 @@ def remedy(
 ) -> str:        # one sentence or two
     "What to do about a loss that is not finite: only where the student itself ran away do smaller steps help."
     cfg, step, half = t.config, t.guard.bad or 0, PRECISIONS[t.config.precision] != torch.float32
+    lesson = t.lesson(step)
     for lr_imgs, hr_imgs in zip(*(i.chunk(cfg.accumulate) for i in t.patches.batch(step, cfg.batch_size)), strict=True):
         if not (lr_imgs.isfinite().all() and hr_imgs.isfinite().all()):
             return "The training images of this step hold values that are not finite: no smaller step helps."
         with torch.autocast(t.device.type, PRECISIONS[cfg.precision], enabled=half):
-            sr_imgs, maps = t.teacher.at(step)(_to_device(lr_imgs, t.device)) if t.teacher else (hr_imgs, [])
-        seen = [m for one in maps for m in ([one] if isinstance(one, Tensor) else one or [])]
+            sr_imgs, maps = lesson(_to_device(lr_imgs, t.device)) if lesson else (hr_imgs, [])
+        seen = [m for one in maps for m in one or []]
         if not all(bool(m.isfinite().all()) for m in (sr_imgs, *seen)):
             return ("The teacher gives values that are not finite there: no smaller step helps. "
                     f"Check its weights{', or try precision=fp32' if half else ''}.")
@@ -326,50 +360,7 @@ def _put_back(t: Trainer, state: Mapping[str, Any]) -> None:
     if any(m[name].shape != p.shape for p, m in t.optimiser.state.items() for name in ("exp_avg", "exp_avg_sq")):
         raise ValueError("the optimiser's memory is of another network")
 
-# %% ../../nbs/67_train.trainer.ipynb #5dee32b4
-class History:
-    "Some 200 lines a run: means of the terms, and 20 times the held-out PSNR."
-
-    def __init__(
-        self,
-        validate: Callable[[nn.Module], float],  # held-out PSNR of a network, in dB
-    ):
-        self.validate = validate
-
-    def on_step(self, t: Trainer) -> None:
-        steps: int = t.config.steps
-        is_eval = t.step % max(1, steps // 20) == 0 or t.step == steps
-        if is_eval or t.step % max(1, steps // 200) == 0:
-            line = {
-                "method": t.method,
-                "step": t.step,
-                "time_s": t.time_s,
-                "learn_rate": t.optimiser.param_groups[0]["lr"],
-            }
-            t.history.append({**line, **t.guard.means(), "psnr_y": self.validate(t.net) if is_eval else None})
-        if is_eval:
-            t.tell("on_eval")
-
-# %% ../../nbs/67_train.trainer.ipynb #eca3bcf8
-class HistoryFile:
-    "Keeps `history.csv` up with a training, always whole, so that a run can be followed from outside."
-
-    def __init__(
-        self,
-        run: Run,                          # in whose folder
-        earlier: Sequence[dict[str, Any]], # lines of methods already trained
-    ):
-        self.run, self.earlier, self.written = run, list(earlier), 0
-
-    def on_step(self, t: Trainer) -> None:
-        if len(t.history) != self.written:
-            self.on_end(t)
-
-    def on_end(self, t: Trainer) -> None:
-        self.written = len(t.history)
-        write_history(self.run, [*self.earlier, *t.history])
-
-
+# %% ../../nbs/67_train.trainer.ipynb #63fe0fd3
 class Saver:
     "Saves at the start, every `checkpoint_min` minutes and at the end; what it keeps is finite, and its next step too."
 
@@ -380,162 +371,31 @@ class Saver:
         self.path, self.saved = path, time.monotonic()
         self.kept: int | None = None  # step of the checkpoint
 
-    def on_start(self, t: Trainer) -> None:
+    def start(self, t: Trainer) -> None:
+        "A sitting begins."
         if t.step:  # it was read from the checkpoint
             self.kept = t.step
         else:
-            self.on_end(t)
+            self.end(t)
 
-    def on_step(self, t: Trainer) -> None:
+    def step(self, t: Trainer) -> None:
+        "A step was made: save if it is time."
         if time.monotonic() - self.saved >= 60 * t.config.checkpoint_min:
-            self.on_end(t)
+            self.end(t)
 
-    def on_end(self, t: Trainer) -> None:
+    def end(self, t: Trainer) -> None:
+        "Save what is there."
         t.guard.look()
         if t.step != self.kept and is_finite(t.student, t.net):
             save_checkpoint(self.path, trainer_state(t))
             self.kept = t.step
         self.saved = time.monotonic()
 
-    def on_diverged(self, t: Trainer) -> None:
+    def diverged(self, t: Trainer) -> None:
+        "Go back to a state whose next step is finite."
         if self.kept == t.guard.bad:  # finite, but its next step is not
             if before(self.path).exists():
                 before(self.path).replace(self.path)
             else:
                 self.path.unlink(missing_ok=True)
         before(self.path).unlink(missing_ok=True)
-
-# %% ../../nbs/67_train.trainer.ipynb #05d82e9e
-class Progress:
-    "A bar that works in notebook and terminal."
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def on_step(self, t: Trainer) -> None:
-        if self.bar is None:
-            self.bar = Bar(total=t.config.steps, initial=t.step - 1, desc=t.method, unit="step", mininterval=0.5)
-        self.bar.update()
-
-    def on_eval(self, t: Trainer) -> None:
-        line = t.history[-1]
-        if self.bar is not None:
-            self.bar.set_postfix(loss=f"{line['loss']:.3f}", psnr_y=f"{line['psnr_y']:.2f} dB")
-
-    def on_end(self, t: Trainer) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-# %% ../../nbs/67_train.trainer.ipynb #fa41c074
-class Curves:
-    "Live loss and held-out PSNR in a notebook; silent in a terminal."
-
-    def __init__(
-        self,
-        before: Sequence[dict[str, Any]] = (),  # histories of methods already trained, drawn too
-    ):
-        self.before, self.handle = list(before), None
-
-    def on_eval(self, t: Trainer) -> None:
-        display = notebook_display()
-        if display is None:
-            return
-        figure = _draw_curves([*self.before, *t.history])
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        plt.close(figure)
-
-# %% ../../nbs/67_train.trainer.ipynb #f4a871ef
-def _draw_curves(
-    history: Sequence[dict[str, Any]],  # lines of one or more methods
-) -> Figure:
-    "Loss and held-out PSNR against the step."
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")
-    for number, method in enumerate(dict.fromkeys(line["method"] for line in history)):
-        style = {"label": method, "color": f"C{number}", "ls": "--" if method == "plain" else "-", "lw": 1.4}
-        for ax, key in zip(axes, ("loss", "psnr_y"), strict=True):
-            points = [(line["step"], line[key]) for line in history if line["method"] == method and line.get(key)]
-            if points:
-                ax.plot(*zip(*points, strict=True), marker="." if key == "psnr_y" else "", **style)
-    losses = sorted(line["loss"] for line in history)
-    axes[0].set(xlabel="step", ylabel="training loss", ylim=(0.9 * losses[0], 1.2 * losses[len(losses) * 9 // 10]))
-    axes[1].set(xlabel="step", ylabel="held-out PSNR-Y, dB")
-    axes[1].legend(frameon=False, fontsize=8)
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure
-
-# %% ../../nbs/67_train.trainer.ipynb #843de5d1
-def moments(
-    steps: int,    # of the whole run
-) -> list[int]:    # ascending, the last step among them
-    "The steps at which a training is looked at: 1, 2, 5, 10, 20, 50, ... and the last, for most happens early."
-    series = [m * 10**e for e in range(len(str(steps))) for m in (1, 2, 5)]
-    return [*(s for s in series if s < steps), steps]
-
-# %% ../../nbs/67_train.trainer.ipynb #712cdc3e
-class Snapshots:
-    "Keeps, at some moments, how far the student's affinity of one image is from the teacher's, and one row of it."
-
-    def __init__(
-        self,
-        path: Path,                       # an .npz file, rewritten at every moment
-        lr_img: np.ndarray,               # uint8, (h, w, 3), not one that is trained on
-        query: tuple[int, int],           # y, x in the image: the row that is kept
-        teachers: Sequence[nn.Module],    # looked at once; of several, the mean of their affinities
-        taps: Sequence[tuple[str, ...]],  # student tap, and the tap of each teacher
-    ):
-        self.path, self.query, self.taps = path, query, list(taps)
-        self.lr_imgs = to_batch([lr_img])
-        looks = [self._maps(net, [pair[i] for pair in taps]) for i, net in enumerate(teachers, 1)]
-        self.teachers = list(zip(*looks, strict=True))  # a tap: the maps of each
-        self.seen: list[tuple[int, list[float], list[np.ndarray]]] = []  # step, distances, rows
-        self.compared: list[int] = []  # a tap: over how many rows the distance is taken
-
-    def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
-        with evaluating(net), torch.inference_mode(), Taps(net, names) as taps:
-            net(self.lr_imgs.to(next(net.parameters()).device))
-            return [maps.float() for maps in taps.maps]
-
-    def _row(self, *maps: Tensor) -> np.ndarray:
-        return mean_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()
-
-    def on_start(self, t: Trainer) -> None:
-        "What the sitting before this one kept, up to the step from which it goes on."
-        if t.step and self.path.is_file():
-            kept = read_arrays(self.path, "file of snapshots")
-            lr_img = self.lr_imgs[0].permute(1, 2, 0).numpy().astype(np.uint8)
-            seal = kept.pop("sha256", None)
-            if seal is None or str(seal) != digest(kept):
-                raise FakdError(f"{self.path}: damaged, its checksum does not hold. Without this file the run can go "
-                                "on; what was seen before is lost then.")
-            rows = zip(*(kept[f"rows/{i}"] for i in range(len(self.taps))), strict=True)
-            lines = zip(kept["steps"].tolist(), kept["distances"].tolist(), map(list, rows), strict=True)
-            if np.array_equal(kept.get("image", lr_img), lr_img):  # rows of another image do not continue these
-                self.seen = [line for line in lines if line[0] <= t.step]
-
-    def on_step(self, t: Trainer) -> None:
-        if t.step in moments(t.config.steps):
-            pairs = list(zip(self._maps(t.net, [s for s, *_ in self.taps]), self.teachers, strict=True))
-            far = [_distance(s, [w.to(s.device) for w in wanted]) for s, wanted in pairs]
-            self.compared = [rows for _, rows in far]
-            self.seen.append((t.step, [mean for mean, _ in far], [self._row(s) for s, _ in pairs]))
-            self._save()
-
-    def _save(self) -> None:
-        steps, distances, rows = zip(*self.seen, strict=True)
-        arrays: dict[str, Any] = {f"rows/{i}": np.stack(r) for i, r in enumerate(zip(*rows, strict=True))}
-        arrays |= {f"teacher/{i}": self._row(*maps) for i, maps in enumerate(self.teachers)}
-        arrays |= {"taps": np.array([f"{' + '.join(t)}={s}" for s, *t in self.taps]), "query": np.array(self.query)}
-        arrays |= {"steps": np.array(steps), "distances": np.array(distances), "compared": np.array(self.compared)}
-        arrays |= {"image": self.lr_imgs[0].permute(1, 2, 0).numpy().astype(np.uint8)}
-        with atomic_write(self.path) as temporary:
-            np.savez_compressed(temporary, sha256=np.array(digest(arrays)), **arrays)
-
-# %% ../../nbs/67_train.trainer.ipynb #600e93d8
-def _distance(maps: Tensor, wanted: Sequence[Tensor]) -> tuple[float, int]:
-    "Between affinities of one size, and the rows it is taken over; NaN where the sizes differ."
-    alike = all(w.shape[2:] == maps.shape[2:] for w in wanted)
-    return affinity_distance(maps, wanted) if alike else (math.nan, 0)
