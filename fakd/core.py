@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,7 +21,7 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['MOST_SPEC', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places', 'static',
-           'expand', 'find_path', 'portable', 'atomic_write', 'sweep']
+           'expand', 'find_path', 'portable', 'split_joined', 'atomic_write', 'sweep']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
@@ -195,6 +195,21 @@ def portable(
     bases = [base for base in (root(), home()) if base == home() or _is_clone(base)]
     short = (path.relative_to(base) for base in bases if path.is_relative_to(base))
     return next((p for p in short if find_path(p) == path), path)
+
+# %% ../nbs/00_core.ipynb #818d8cc2
+def split_joined(
+    text: str,                                     # such as `Set5+a+folder`
+    is_one: Callable[[str], bool] | None = None,   # whether a part names one thing; None: whether there is such a path
+) -> list[str]:                                    # the parts in order, without blanks around them
+    "The parts that `+` joins, each as long as something of that name is there."
+    known = is_one or (lambda part: os.path.exists(find_path(part)))
+    parts, words = [], text.split("+")
+    while words:
+        joined = ["+".join(words[:n]).strip() for n in range(len(words), 0, -1)]
+        part = next((p for p in joined if p and known(p)), joined[-1])
+        parts.append(part)
+        words = words[len(joined) - joined.index(part) :]
+    return parts
 
 # %% ../nbs/00_core.ipynb #d99d3260
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -16,10 +17,16 @@ from fakd.cli import main
 from fakd.core import FakdError
 from fakd.data import download
 from fakd.data.degrade import degrade
-from fakd.data.download import Archive, data_get, data_list, data_verify, fetch, unpack
+from fakd.data.download import data_get, data_list, data_verify, fetch, unpack
+from fakd.data.sets import SETS, Archive
 from fakd.images import write_image
 
 NAMES = ("baby", "bird", "butterfly", "head", "woman")
+
+
+def offer(monkeypatch, archive):
+    "Set5 comes from this archive."
+    monkeypatch.setitem(SETS, "Set5", replace(SETS["Set5"], archive=archive))
 
 
 class Server(ThreadingHTTPServer):
@@ -98,7 +105,7 @@ def benchmark_tar(folder):
 
 def test_a_set_is_fetched_unpacked_found_and_right(server, project, tmp_path, monkeypatch):
     server.files["benchmark.tar"] = benchmark_tar(tmp_path / "made")
-    monkeypatch.setitem(download.ARCHIVES, "Set5", Archive(server.url + "benchmark.tar", 1, 1, ""))
+    offer(monkeypatch, Archive(server.url + "benchmark.tar", 1, 1, ""))
     folder = data_get("Set5", project, progress=False)
     assert folder == project / "benchmark" / "Set5"
     assert data_verify("Set5", progress=False) == []
@@ -155,7 +162,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_no_file(server, tmp_path):
 
 def test_without_a_network_it_says_what_to_do_and_a_file_put_there_by_hand_is_used(project, tmp_path, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
-    monkeypatch.setitem(download.ARCHIVES, "Set5", Archive("https://127.0.0.1:9/benchmark.tar", 1, 1, ""))
+    offer(monkeypatch, Archive("https://127.0.0.1:9/benchmark.tar", 1, 1, ""))
     with pytest.raises(FakdError, match="By hand: download that address .* to .*benchmark.tar and call this again"):
         data_get("Set5", project, progress=False)
     (project / "benchmark.tar").write_bytes(benchmark_tar(tmp_path / "made"))
@@ -165,7 +172,7 @@ def test_without_a_network_it_says_what_to_do_and_a_file_put_there_by_hand_is_us
 def test_a_broken_archive_is_deleted_and_fetched_anew(server, project, tmp_path, monkeypatch):
     body = benchmark_tar(tmp_path / "made")
     server.files["benchmark.tar"] = body[:3000]
-    monkeypatch.setitem(download.ARCHIVES, "Set5", Archive(server.url + "benchmark.tar", 1, 1, ""))
+    offer(monkeypatch, Archive(server.url + "benchmark.tar", 1, 1, ""))
     with pytest.raises(FakdError, match="broken archive"):
         data_get("Set5", project, progress=False)
     assert list(project.iterdir()) == []
@@ -174,7 +181,7 @@ def test_a_broken_archive_is_deleted_and_fetched_anew(server, project, tmp_path,
 
 
 def test_too_little_disk_and_sets_without_an_archive_are_said_first(server, project, monkeypatch):
-    monkeypatch.setitem(download.ARCHIVES, "Set5", Archive(server.url + "a.tar", 10**9, 10**9, ""))
+    offer(monkeypatch, Archive(server.url + "a.tar", 10**9, 10**9, ""))
     with pytest.raises(FakdError, match="needs 2000000000 MB of disk"):
         data_get("Set5", project, progress=False)
     with pytest.raises(FakdError, match="BSDS400: its publisher offers no archive"):
@@ -284,7 +291,8 @@ def test_only_https_is_asked(url, tmp_path, monkeypatch):
     monkeypatch.setattr("requests.get", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(FakdError, match="begin with https"):
         fetch(Archive(url, 1, 1, ""), tmp_path, progress=False)
-    assert list(tmp_path.iterdir()) == [] and all(a.url.startswith("https://") for a in download.ARCHIVES.values())
+    assert list(tmp_path.iterdir()) == []
+    assert all(images.archive.url.startswith("https://") for images in SETS.values() if images.archive)
 
 
 def test_a_way_round_that_leaves_https_is_refused(server, tmp_path, monkeypatch):

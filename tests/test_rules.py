@@ -269,18 +269,22 @@ def test_parameters_are_annotated_and_commented_one_a_line():
     none(faults)
 
 
-@pytest.mark.parametrize("kind", ["distill", "teacher", "evaluate", "benchmark"])
-def test_parameters_are_the_fields_and_defaults_of_the_config(kind):
-    notebooks = [nb for nb in RUNS if nb.name == f"run_{kind}"]
-    if not notebooks:
-        pytest.skip(f"there is no nbs/run_{kind}.ipynb yet")
-    home = "study" if kind in ("evaluate", "benchmark") else "train"
-    config = getattr(importlib.import_module(f"fakd.{home}.config"), f"{kind.title()}Config")
+def _config(nb: Notebook) -> Any:
+    "The class that a run notebook makes of its parameters."
+    code = "\n".join(c.source for c in nb.code)
+    (name,) = set(re.findall(r"(\w+)\(\*\*parameters\(In, globals\(\)\)\)", code))
+    imports = [n for c in nb.code for n in c.tree().body if isinstance(n, ast.ImportFrom)]
+    (module,) = {n.module for n in imports if name in {a.name for a in n.names}}
+    return getattr(importlib.import_module(str(module)), name)
+
+
+@pytest.mark.parametrize("nb", RUNS, ids=lambda nb: nb.name)
+def test_parameters_are_the_fields_and_defaults_of_the_config(nb):
     given: dict[str, Any] = {}
-    for cell in _parameters(notebooks[0]):
+    for cell in _parameters(nb):
         exec(compile("from __future__ import annotations\n" + cell.source, cell.place, "exec"), given)
     values = {name: given[name] for name in given["__annotations__"]}
-    fields = {name: field.get_default(call_default_factory=True) for name, field in config.model_fields.items()}
+    fields = {name: field.get_default(call_default_factory=True) for name, field in _config(nb).model_fields.items()}
     assert {n: repr(v) for n, v in values.items()} == {n: repr(v) for n, v in fields.items()}
 
 

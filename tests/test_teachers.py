@@ -101,18 +101,9 @@ def files(tmp_path_factory):
 # Places
 
 
-SIZES = {"rcan": {"n_resblocks": 1, "n_feats": 8, "reduction": 4}, "edsr": {"n_feats": 8},
-         "san": {"n_resblocks": 1, "n_feats": 16}}
-DEPTHS = {"rcan": ("n_resgroups", (2, 5, 10)), "edsr": ("n_resblocks", (3, 8)), "san": ("n_resgroups", (6, 20))}
-
-
 @pytest.mark.parametrize("ours, theirs", list(product(NETS, NETS)))
 def test_suggested_places_match_whatever_the_depth(ours, theirs):
-    def of(name, which):
-        key, depths = DEPTHS[name]
-        return NETS[name](scale=2, **SIZES[name], **{key: depths[which]})
-
-    student, teacher = of(ours, 0), of(theirs, -1)
+    student, teacher = (make_net(name, 2, role) for name, role in ((ours, "mini_student"), (theirs, "mini_teacher")))
     for n in (1, 2, 3):
         pairs = suggest_taps(teacher, student, n, patch_px=12)
         assert [len(pairs.student), len(pairs.teacher)] == [n, n]

@@ -78,7 +78,7 @@ def test_tiles_without_overlap_leave_seams():
 @pytest.mark.parametrize("network", NETS)
 @pytest.mark.parametrize("size", [(1, 1), (2, 70), (3, 5)])
 def test_every_network_takes_every_size(network, size):
-    net = make_net(network + "(n_resblocks=1,n_feats=16" + {"edsr": ")"}.get(network, ",n_resgroups=1)"), scale=3)
+    net = make_net(network, 3, "mini_student")
     img = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
     assert upscale(net.eval(), img).shape == (3 * size[0], 3 * size[1], 3)
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -31,36 +31,14 @@ import requests
 
 from ..core import FakdError, pick, root
 from .degrade import degrade
-from .sets import SETS, ImageSet, image_set, lr_source, set_files
+from .sets import SETS, Archive, ImageSet, image_set, lr_source, set_files
 from ..devices import cpu_quota
 from ..files import memory_bound, regular_file
 from ..images import read_image
 from ..progress import Bar
 
 # %% auto #0
-__all__ = ['ARCHIVES', 'Archive', 'DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify', 'data_lr_sources']
-
-# %% ../../nbs/17_data.download.ipynb #cb9473c1
-class Archive(NamedTuple):
-    "An archive that holds a set."
-
-    url: str
-    size_mb: int               # of the archive, about
-    unpacked_mb: int           # about
-    into: str                  # folder below data/sets that its members belong to
-    sha256: str | None = None  # None: the publisher gives none
-
-
-_EDSR = Archive("https://cv.snu.ac.kr/research/EDSR/benchmark.tar", 250, 260, "")
-_DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
-
-ARCHIVES = {
-    **dict.fromkeys(("Set5", "Set14", "B100", "Urban100"), _EDSR),
-    "DIV2K": Archive(_DIV2K + "DIV2K_train_HR.zip", 3_531, 3_560, "DIV2K",
-                     "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
-    "DIV2K-valid": Archive(_DIV2K + "DIV2K_valid_HR.zip", 449, 455, "DIV2K",
-                           "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
-}
+__all__ = ['DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify', 'data_lr_sources']
 
 # %% ../../nbs/17_data.download.ipynb #30704d6d
 class DataTable(list[dict[str, str]]):
@@ -83,7 +61,7 @@ def data_list() -> DataTable:
     for name, images in SETS.items():
         folder = images.folder()
         here = len(images) if folder else 0
-        archive = ARCHIVES.get(name)
+        archive = images.archive
         table.append({"set": name, "images": str(images.count), "here": str(here), "folder": str(folder or ""),
                       "download": "" if folder or not archive else f"{archive.size_mb} MB from {archive.url}"})
     return table
@@ -271,10 +249,9 @@ def data_get(
     if images.found() and images.count in (None, len(images)):
         return images.folder()  # type: ignore[return-value]
     folder = folder or root() / "data" / "sets"
-    if name not in ARCHIVES:
+    if (archive := images.archive) is None:
         raise FakdError(f"{name}: its publisher offers no archive that can be fetched. See data/sets/README.md "
                         f"for its layout, and put it into {folder / name}.")
-    archive = ARCHIVES[name]
     folder.mkdir(parents=True, exist_ok=True)
     need, free = archive.size_mb + archive.unpacked_mb, shutil.disk_usage(folder).free // 10**6
     if progress:

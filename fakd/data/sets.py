@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import FakdError, find_path, nearest, places
+from ..core import FakdError, find_path, nearest, places, split_joined
 from .degrade import degrade, modcrop
 from .pairing import Entry, check_name, find_entries, name_apart, name_key, twins
 from .pairs import ImagePair, cached_pairs, in_order
@@ -24,8 +24,8 @@ from ..images import read_image
 from ..progress import follow
 
 # %% auto #0
-__all__ = ['SETS', 'BENCHMARKS', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets', 'read_sets',
-           'found_benchmarks', 'one_pair']
+__all__ = ['LAYOUTS', 'SETS', 'Archive', 'ImageSet', 'set_files', 'lr_source', 'image_sets', 'image_set', 'join_sets',
+           'read_sets', 'found_benchmarks', 'one_pair']
 
 # %% ../../nbs/15_data.sets.ipynb #3afecae1
 def _read_pair(
@@ -56,6 +56,16 @@ def _places() -> list[Path]:
     given = [find_path(p) for p in os.environ.get("FAKD_DATA", "").split(os.pathsep) if p]
     return [place for base in [*places("data/sets"), *given] for place in (base, base / "benchmark")]
 
+# %% ../../nbs/15_data.sets.ipynb #cb9473c1
+class Archive(NamedTuple):
+    "An archive that holds a set."
+
+    url: str
+    size_mb: int               # of the archive, about
+    unpacked_mb: int           # about
+    into: str                  # folder below data/sets that its members belong to
+    sha256: str | None = None  # None: the publisher gives none
+
 # %% ../../nbs/15_data.sets.ipynb #a944d7c6
 _CACHE_FORMAT = 2  # raised when decoded pairs of the same files come out otherwise
 
@@ -65,7 +75,7 @@ class ImageSet:
     "A named list of images."
 
     name: str
-    layout: str                       # "edsr", "div2k", "folder", "sample" or "joined"
+    layout: str                       # a key of LAYOUTS, or "joined"
     count: int | None = None          # images it should have, None: whatever is there
     files: tuple[str, ...] = ()       # sample: files; folder: subfolders, if any; div2k: train or valid
     exclude: tuple[str, ...] = ()     # names left out, each for the reason in `note`
@@ -74,6 +84,8 @@ class ImageSet:
     parts: tuple[ImageSet, ...] = ()  # joined: the sets it consists of
     source: str = ""                  # where the images come from
     note: str = ""                    # what to know before comparing numbers
+    benchmark: bool = False           # runs are measured on it wherever it is found
+    archive: Archive | None = None    # where it can be fetched
 
     def __len__(self) -> int:
         return len(set_files(self, 0))
@@ -131,21 +143,24 @@ def _hr_folder(folder: Path) -> Path:
     found = [p for p in folder.iterdir() if p.name.lower() in ("hr", "gt") and p.is_dir()] if folder.is_dir() else []
     return min(found, key=lambda p: (p.name != "HR", p.name), default=folder / "HR")
 
+# %% ../../nbs/15_data.sets.ipynb #9d5b6e93
+LAYOUTS: dict[str, Callable[[ImageSet, Path, int], list[Entry]]] = {
+    "sample": lambda images, folder, scale: [
+        Entry(Path(f).stem, folder / f, None) for f in images.files if (folder / f).is_file()],
+    "edsr": lambda images, folder, scale: find_entries(_hr_folder(folder), scale),
+    "div2k": lambda images, folder, scale: find_entries(folder / f"DIV2K_{images.files[0]}_HR", scale),
+    "folder": lambda images, folder, scale: [
+        entry for sub in images.files or ("",) for entry in find_entries(folder / sub, scale)],
+}
+
 
 def _listed(
     images: ImageSet,  # not a joined one
     folder: Path,      # where to look
     scale: int,        # of the LR files
-) -> list[Entry]:     # empty if the folder is not laid out so
+) -> list[Entry]:      # empty if the folder is not laid out so
     "The set's images in a folder."
-    if images.layout == "sample":
-        entries = [Entry(Path(f).stem, folder / f, None) for f in images.files if (folder / f).is_file()]
-    elif images.layout == "edsr":
-        entries = find_entries(_hr_folder(folder), scale)
-    elif images.layout == "div2k":
-        entries = find_entries(folder / f"DIV2K_{images.files[0]}_HR", scale)
-    else:
-        entries = [e for sub in images.files or ("",) for e in find_entries(folder / sub, scale)]
+    entries = LAYOUTS[images.layout](images, folder, scale)
     return [entry._replace(crop_px=images.crop_px) for entry in entries if entry.name not in images.exclude]
 
 # %% ../../nbs/15_data.sets.ipynb #1bd52e72
@@ -184,6 +199,9 @@ def lr_source(
 # %% ../../nbs/15_data.sets.ipynb #75bc384f
 _BERKELEY = "Berkeley Segmentation Data Set (Martin et al. 2001, Arbelaez et al. 2011), for non-commercial research"
 
+_EDSR = Archive("https://cv.snu.ac.kr/research/EDSR/benchmark.tar", 250, 260, "")
+_DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
+
 SETS = {
     "sample": ImageSet("sample", "sample", 9, (
         "brick.png", "camera.png", "coffee.png", "grass.png", "gravel.png", "ihc.png", "logo.png",
@@ -191,19 +209,23 @@ SETS = {
     "sample-eval": ImageSet("sample-eval", "sample", 5, (
         "astronaut.png", "chelsea.png", "coins.png", "page.png", "rocket.jpg"), crop_px=384,
         source="scikit-image's package data", note="central 384 by 384 pixels; shares no picture with sample"),
-    "Set5": ImageSet("Set5", "edsr", 5, source="Bevilacqua et al. 2012"),
+    "Set5": ImageSet("Set5", "edsr", 5, source="Bevilacqua et al. 2012", benchmark=True, archive=_EDSR),
     "Set14": ImageSet("Set14", "edsr", 14, source="Zeyde et al. 2010",
-                      note="bridge and man are grey: three equal channels raise their PSNR by 1.32 dB"),
-    "B100": ImageSet("B100", "edsr", 100, source=_BERKELEY),
+                      note="bridge and man are grey: three equal channels raise their PSNR by 1.32 dB",
+                      benchmark=True, archive=_EDSR),
+    "B100": ImageSet("B100", "edsr", 100, source=_BERKELEY, benchmark=True, archive=_EDSR),
     "Urban100": ImageSet("Urban100", "edsr", 100, source="Huang et al. 2015",
-                         note="the name carries the count when only a part is there: Urban100-40"),
-    "DIV2K": ImageSet("DIV2K", "div2k", 800, ("train",), source="Agustsson and Timofte 2017"),
-    "DIV2K-valid": ImageSet("DIV2K-valid", "div2k", 100, ("valid",), source="Agustsson and Timofte 2017"),
+                         note="the name carries the count when only a part is there: Urban100-40",
+                         benchmark=True, archive=_EDSR),
+    "DIV2K": ImageSet("DIV2K", "div2k", 800, ("train",), source="Agustsson and Timofte 2017",
+                      archive=Archive(_DIV2K + "DIV2K_train_HR.zip", 3_531, 3_560, "DIV2K",
+                                      "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335")),
+    "DIV2K-valid": ImageSet("DIV2K-valid", "div2k", 100, ("valid",), source="Agustsson and Timofte 2017",
+                            archive=Archive(_DIV2K + "DIV2K_valid_HR.zip", 449, 455, "DIV2K",
+                                            "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc")),
     "BSDS400": ImageSet("BSDS400", "folder", 399, ("train", "test"), exclude=("302003",), source=_BERKELEY,
                         note="302003 is the picture woman of Set5 and is left out"),
 }
-
-BENCHMARKS = ("Set5", "Set14", "B100", "Urban100")
 
 # %% ../../nbs/15_data.sets.ipynb #723be3ab
 def _at(
@@ -247,17 +269,6 @@ def _is_folder(text: str) -> bool:
     return bool(text.strip()) and os.path.isdir(find_path(text))
 
 # %% ../../nbs/15_data.sets.ipynb #182ebc08
-def _split_sets(text: str) -> list[str]:
-    "The parts that `+` joins, each as long as a folder or a name is found."
-    parts, words = [], text.split("+")
-    while words:
-        joined = ["+".join(words[:n]).strip() for n in range(len(words), 0, -1)]
-        part = next((p for p in joined if p in SETS or _is_folder(p)), joined[-1])
-        parts.append(part)
-        words = words[len(joined) - joined.index(part):]
-    return parts
-
-
 def _named_apart(sets: Sequence[ImageSet]) -> list[ImageSet]:
     "Sets of one name are called after the folders above them, as far up as it takes."
     for above in range(1, 9):
@@ -274,7 +285,7 @@ def image_sets(
     given: str | Path | Sequence[str | Path],  # names of SETS and folders: one, several joined by "+", or a list
 ) -> list[ImageSet]:                           # found, each with at least one image and a name of its own
     "Find the sets that a text or a list means."
-    sets = [_one_set(part) for part in _split_sets(join_sets(given))]
+    sets = [_one_set(part) for part in split_joined(join_sets(given), lambda part: part in SETS or _is_folder(part))]
     places = [str(images.folder()) + str(images.files) for images in sets]
     if twice := [images.name for i, images in enumerate(sets) if places[i] in places[:i]]:
         raise FakdError(f'"{join_sets(given)}": {twice[0]} is given twice.')
@@ -303,9 +314,9 @@ def read_sets(
     return join_sets(given) if isinstance(given, (Path, list, tuple)) else given
 
 
-def found_benchmarks() -> list[str]:  # of Set5, Set14, B100, Urban100
+def found_benchmarks() -> list[str]:  # such as Set5 and Set14
     "The benchmark sets that are there."
-    return [name for name in BENCHMARKS if SETS[name].found()]
+    return [name for name, images in SETS.items() if images.benchmark and images.found()]
 
 # %% ../../nbs/15_data.sets.ipynb #282710cd
 def one_pair(
