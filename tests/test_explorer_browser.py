@@ -30,9 +30,11 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell
 from PIL import Image
 
+from fakd.core import static
 from fakd.distil.affinity import affinity_row
 from fakd.images import write_image
-from fakd.look.explorer import ExploreConfig, Explorer, explore, explorer_page, open_explorer, still_picture
+from fakd.look.explorer import ExploreConfig, Explorer, explore, open_explorer, still_picture
+from fakd.look.page import explorer_page
 from fakd.look.training import AffinityProgress
 from fakd.nets.zoo import make_net
 
@@ -102,7 +104,7 @@ class Widget:
         self.wait(query=f"{y},{x}")
 
     def pixels(self, number: int, places: list[list[int]]) -> tuple[list[np.ndarray], float, float]:
-        "A heat map's colours as the steps of 0 to 255 that have them (rarely two), and the scale's ends."
+        "A heat map's colours as the steps of 0 to 255 that have them (rarely two), and the colour bar's ends."
         h, w = self.same._info["size"]
         found = self.root.locator(".fx-map canvas").nth(number).evaluate(
             """(canvas, at) => { const context = canvas.getContext('2d'), {width, height} = canvas;
@@ -127,16 +129,16 @@ class Widget:
         return float(self.row(number, query)[y, x] - (self.row(0, query)[y, x] if difference else 0))
 
     def check(self, seed: int, count: int = 10, difference: bool = False) -> None:
-        "The query is like itself, and random positions have the value that Python computes, to 1/255 of the scale."
+        "The query is like itself, and random positions have the value that Python computes, to 1/255 of the bar."
         query, (h, w) = self.query, self.same._info["size"]
         places = [list(query), *np.random.default_rng(seed).integers(0, (h, w), (count, 2)).tolist()]
-        for number in range(len(self.same.nets)):
+        for number in range(len(self.same.exhibit.nets)):
             delta = difference and number > 0
             found, low, high = self.pixels(number, places)
             for steps, (y, x) in zip(found, places, strict=True):
                 wanted = (self.value(number, query, y, x, delta) - low) / (high - low) * 255
                 assert np.abs(steps - np.clip(wanted, 0, 255)).min() <= 1, (number, query, y, x)
-            assert set(found[0]) & ({127, 128} if delta else {255})  # like itself: the scale's end, or its middle
+            assert set(found[0]) & ({127, 128} if delta else {255})  # like itself: the bar's end, or its middle
 
     def choose(self, label: str, value: str) -> None:
         self.root.locator(f".fx-choice:has(> span:text-is('{label}')) select").select_option(value)
@@ -315,7 +317,7 @@ def test_in_jupyterlab_run_all_shows_it_and_everything_can_be_done(
     w.root.dispatch_event("drop", {"dataTransfer": dropped(page, mine.read_bytes(), "mine.png", "image/png")})
     page.wait_for_function("() => document.querySelector('.fx-status').textContent.includes('60 \u00d7 40 positions')")
     w.settle()
-    w.same.look_at(mine, "mine.png")
+    w.same.set_image(mine, "mine.png")
     w.same.tap = "group0"
     w.click(11, 50)
     w.check(seed=6)
@@ -380,13 +382,13 @@ def test_the_page_works_without_a_kernel(browser: Any, static_page: tuple[str, E
         w.check(seed)
         w.choose("Show", "difference")
         w.check(seed, difference=True)
-        w.choose("Show", "similarity")
+        w.choose("Show", "affinity")
     for name in ("cividis", "magma", "gray"):
         w.choose("Colours", name)
         w.check(seed=7, count=3)
-    w.choose("Affinity scale", "0.5")
+    w.choose("Affinity colour bar", "0.5")
     assert w.pixels(0, [[0, 0]])[2] == 0.5
-    w.choose("Affinity scale", "")
+    w.choose("Affinity colour bar", "")
 
     # a second pixel: a second line of maps, and their affinity in words
     w.root.get_by_role("button", name="Second pixel").click()
@@ -412,7 +414,7 @@ def test_the_page_works_without_a_kernel(browser: Any, static_page: tuple[str, E
     w.page.close()
 
 
-def test_one_scale_of_differences_can_be_kept_over_taps_and_queries(
+def test_one_colour_bar_of_differences_can_be_kept_over_taps_and_queries(
     browser: Any, static_page: tuple[str, Explorer],
 ) -> None:
     w, watch = open_static(browser, static_page)
@@ -422,9 +424,9 @@ def test_one_scale_of_differences_can_be_kept_over_taps_and_queries(
         w.choose("Tap", tap)
         w.wait(tap=tap)
         ends[tap] = w.pixels(1, [[0, 0]])[2]
-        assert ends[tap] == w.same._info["scales"][tap][1]
+        assert ends[tap] == w.same._info["bars"][tap][1]
     assert ends["head"] != ends["group1"]  # what a tap needs differs, so colours mean another number
-    w.choose("Δ scale", "0.3")
+    w.choose("Δ colour bar", "0.3")
     for tap, query in (("head", (9, 9)), ("group1", (40, 20))):
         w.choose("Tap", tap)
         w.wait(tap=tap)
@@ -432,7 +434,7 @@ def test_one_scale_of_differences_can_be_kept_over_taps_and_queries(
         assert w.pixels(1, [[0, 0]])[1:] == (-0.3, 0.3) and w.pixels(0, [[0, 0]])[2] == 1  # the teacher's is its own
         w.check(seed=3, difference=True)
     assert "\u2265 0.3" in w.root.locator(".fx-legend").text_content()  # what lies beyond is said
-    w.choose("Show", "similarity")
+    w.choose("Show", "affinity")
     assert w.pixels(1, [[0, 0]])[2] == 1
     watch.check()
     w.page.close()
@@ -463,7 +465,7 @@ def test_the_address_keeps_the_view(browser: Any, static_page: tuple[str, Explor
     w.choose("Tap", "head")
     w.wait(tap="head")
     w.choose("Show", "difference")
-    w.choose("Δ scale", "0.2")
+    w.choose("Δ colour bar", "0.2")
     w.choose("Image", "teacher")
     w.click(12, 50)
     w.press("+")
@@ -487,8 +489,9 @@ def test_the_address_keeps_the_view(browser: Any, static_page: tuple[str, Explor
 
 HOSTILE = ["query=99,3", "query=-1,0", "query=1.5,2", "query=1e300,NaN", "query=1,2,3", "query=", "query2=64,64",
            "queries=" + ";".join(["1,1"] * 1001), "queries=1,1;99,99", "tap=__proto__", "tap=<img src=x onerror=a()>",
-           "mode=constructor", "colour=difference", "colour=toString", "scale_max=0", "scale_max=Infinity",
-           "difference_max=-1", "view=0,0,0", "view=1e9,0.5,0.5", "view=2,NaN,0.5", "shown=javascript:a()",
+           "mode=constructor", "colour=difference", "colour=toString", "affinity_max=0", "affinity_max=Infinity",
+           "scale_max=0.5", "difference_max=-1", "view=0,0,0", "view=1e9,0.5,0.5", "view=2,NaN,0.5",
+           "shown=javascript:a()",
            "step=5", "_info=1", "status=hello", "__proto__=1", "%E0%A4%A", "&&==&=", "query=3,4%00"]
 
 
@@ -752,3 +755,17 @@ def test_readers_who_do_not_see_it_are_told(browser: Any, static_page: tuple[str
     assert w.root.locator("[role=status]").count() == 1
     watch.check()
     w.page.close()
+
+
+def test_the_modules_link_as_they_are(browser: Any) -> None:
+    "What each imports is there under its name, which joining them would not show."
+    page, names = browser.new_page(), ("explorer.js", "explorer.frames.js", "explorer.rows.js")
+    watch = Watch(page)
+    page.route("**/*", lambda route: route.fulfill(
+        content_type="text/javascript" if route.request.url.endswith(".js") else "text/html",
+        body=static(route.request.url.rpartition("/")[2]) if route.request.url.endswith(".js") else "<p>"))
+    page.goto("http://127.0.0.1/")
+    assert page.evaluate("async () => Object.keys((await import('/explorer.js')).default)") == ["render"]
+    assert [url.rpartition("/")[2] for url in watch.requests if url.endswith(".js")] == list(names)
+    watch.check()
+    page.close()

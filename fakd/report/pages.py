@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from ..look.explorer import save_explorer
+from ..core import FakdError
+from ..look.page import save_explorer
 from .evaluation import evaluation_page
 from .run import run_page
 from ..run_folder import Run
@@ -43,11 +44,13 @@ def make_pages(
 ) -> Pages:
     "Write the report and the explorer of a run."
     page = evaluation_page if run.record.kind == "evaluate" else run_page
-    makers: dict[str, Callable[[Run], Path | str]] = {"explorer": save_explorer, "report": page}  # it links to it
+    makers: dict[str, Callable[[Run], Path]] = {"explorer": save_explorer, "report": page}  # it links to it
     made: dict[str, Path | str] = {}
     for name, make in makers.items():
         try:
             made[name] = make(run)
+        except FakdError as fault:  # it says itself what there is not to show
+            made[name] = f"none. {fault}"
         except Exception as fault:  # noqa: BLE001  (of any kind: the run is whole, and its other page is worth having)
             made[name] = f"none, {type(fault).__name__}: {fault} (fakd.report.pages.make_pages makes it again)"
             warnings.warn(f"{run.id}: {name} {made[name]}", stacklevel=2)
