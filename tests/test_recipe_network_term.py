@@ -93,7 +93,8 @@ def test_a_network(copy):
     code = [{"cell_type": "code", "id": f"cell{i}", "metadata": {}, "outputs": [], "execution_count": None,
              "source": source} for i, source in enumerate(NETWORK)]
     (copy.root / "nbs/24_nets.toy.ipynb").write_text(json.dumps(like | {"cells": [title, *code]}), encoding="utf-8")
-    copy.put("26_nets.zoo", "from fakd.nets.san import SAN", "from fakd.nets.san import SAN\nfrom fakd.nets.toy import Toy")
+    last = "from fakd.nets.san import SAN"
+    copy.put("26_nets.zoo", last, f"{last}\nfrom fakd.nets.toy import Toy")
     copy.put("26_nets.zoo", '"san": SAN}', '"san": SAN, "toy": Toy}')
     copy.put("07_digest", '"nets.san", ', '"nets.san", "nets.toy", ')
     copy.run("nbdev_export")
@@ -106,7 +107,7 @@ from fakd.nets.zoo import make_net, net_spec
 net = make_net("toy", 4, "mini_student").eval()
 lr_imgs = 255 * torch.rand(1, 3, 8, 9)
 save_weights(net, "own.safetensors")
-torch.save({"params": {f"module.{k}": v for k, v in net.state_dict().items()}}, "found.pth")  # it says nothing of itself
+torch.save({"params": {f"module.{k}": v for k, v in net.state_dict().items()}}, "found.pth")  # as others write it
 for path in ("own.safetensors", "found.pth"):
     again = load_net(path)
     assert torch.equal(again(lr_imgs), net(lr_imgs))
