@@ -86,7 +86,7 @@ def test_an_onnx_file_teaches_and_does_not_learn(tmp_path):
     given = {"scale": 2, "data": "sample", "benchmarks": "sample-eval", "steps": 2, "batch_size": 2, "patch_px": 16,
              "precision": "fp32", "device": "cpu", "out_dir": str(tmp_path), "loss": "DS+TS"}
     setup = prepared(**given, student=SMALL, teacher=str(tmp_path / "teacher.onnx"))
-    assert setup.teacher(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+    assert setup.teachers[0].net(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
     with pytest.raises(FakdError, match="an ONNX file cannot be trained"):
         prepared(**given, student=str(tmp_path / "teacher.onnx"))
 

@@ -160,7 +160,7 @@ def test_a_teacher_of_0_to_1_teaches_the_same_as_its_twin_of_0_to_255(small):
     assert all(torch.allclose(value, second[name], atol=2e-4) for name, value in first.items())
     assert runs[0].record.digest != runs[1].record.digest
     about = runs[0].record.teacher
-    assert (about["source"], about["network"]) == ("module from01(value_range=1)", "from01")
+    assert (about["source"], about["network"]) == ("a Python object", "from01")
     assert about["taps"] == {name: [16, 8, 8] for name in taps}
     assert runs[0].record.resolved["taps"] == [f"{i}={tap}" for i, tap in enumerate(taps, 1)]
     assert runs[1].record.teacher["spec"] == net_spec(net)
@@ -199,7 +199,7 @@ def test_a_student_may_be_a_module_too(small, files):
 
 
 @pytest.mark.parametrize("teacher, fault", [
-    ("rcan.pt", "expected a Teacher, an nn.Module or a list of them, got str"),
+    (["rcan.pt", Plain()], "expected a Teacher, an nn.Module or a list of them, got str, Plain"),
     ([nn.Identity()], r"Identity makes \(1, 3, 48, 48\)"),
     (make_net("rcan", 3, "mini_student"), r"teacher rcan\(.*\) is for scale 3, the run for scale 2"),
     ([Teacher(Plain(), ["first"]), Plain()], "3 taps of the student .* but the teachers have 1 and 0"),
@@ -234,7 +234,7 @@ def test_a_network_may_teach_itself_and_a_frozen_student_is_refused(small):
     assert not all(torch.equal(value, before[name]) for name, value in after.items())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(FakdError, match=r"student plain: none of its parameters is trained"):
-        prepared(**small, teacher=Plain(), student=as_net(Plain()).requires_grad_(False))
+        prepared(**small | {"teacher": Plain(), "student": as_net(Plain()).requires_grad_(False)})
 
 
 def test_rows_of_maps_behind_the_upsampler_belong_to_the_query_pixel(small, files):
@@ -298,7 +298,7 @@ def test_the_mean_of_several_teachers_is_what_its_definition_says():
     mean = (alone[0][0] + alone[1][0]) / 2
     assert terms["TS"].item() == pytest.approx(0.5 * (sr_imgs - mean).abs().mean().item(), rel=1e-5)
     for name, spec in (("SA", "DS+10*SA"), ("FitNet", "DS+FitNet")):
-        each = [DistillLoss(spec, shapes[0], [of])(replace(batch, teachers_maps=maps))[1][name].item()
+        each = [DistillLoss(spec, shapes[0], [of])(replace(batch, teachers_maps=[maps]))[1][name].item()
                 for of, (_, maps) in zip(shapes[1:], alone, strict=True)]
         assert terms[name].item() == pytest.approx(sum(each) / 2, rel=1e-5)
 

@@ -244,7 +244,7 @@ BAD = {
 def test_a_network_that_cannot_work_is_refused_before_training(fault, role, small):
     make, said = BAD[fault]
     with pytest.raises(FakdError, match=rf"^{role}.*{said}"):
-        prepared(**small, **{role: make()})
+        prepared(**small | {role: make()})
 
 
 def test_a_student_file_of_another_scale_is_refused(small, tmp_path):
@@ -260,7 +260,7 @@ def test_a_student_file_of_another_scale_is_refused(small, tmp_path):
 def test_wrappers_are_taken_off(wrap, small):
     net = make_net(SMALL, 4, seed=3)
     assert type(unwrapped(wrap(net))) is type(net)
-    setup = prepared(**small, student=wrap(net), teacher=wrap(net))
+    setup = prepared(**small | {"student": wrap(net), "teacher": wrap(net)})
     assert type(setup.student) is type(setup.teachers[0].net) is type(net)
 
 
@@ -268,7 +268,7 @@ def test_wrappers_are_taken_off(wrap, small):
 def test_other_precisions_are_computed_in_single(dtype, small):
     net = make_net(SMALL, 4, seed=3).to(dtype)
     for _ in range(2):  # the network that was given is not changed
-        setup = prepared(**small, student=net, teacher=net)
+        setup = prepared(**small | {"student": net, "teacher": net})
         for ready in (setup.student, setup.teachers[0].net):
             assert {p.dtype for p in ready.parameters()} == {torch.float32}
             assert f"given in {str(dtype)[6:]}, computed in float32" in ready.assumptions[-1]
@@ -288,7 +288,7 @@ class OnlyOf48(nn.Module):
 
 def test_a_student_that_cannot_take_the_runs_patches_is_refused(small):
     with pytest.raises(FakdError, match="student onlyof48: it cannot be trained on patches of 16x16"):
-        prepared(**small, student=OnlyOf48())
+        prepared(**small | {"student": OnlyOf48()})
 
 
 def test_two_ranges_of_equal_pictures_and_equal_levels_are_not_guessed():

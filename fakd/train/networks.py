@@ -17,12 +17,12 @@ from ..data.sets import SETS
 from ..nets.foreign import copied, ready_net, spec_of
 from ..nets.onnx import open_net
 from ..nets.weights import load_net, read_state, warm_start
-from ..nets.zoo import make_net, parse_net
+from ..nets.zoo import NETS, make_net, parse_net
 from .teacher import Teacher
 
 # %% auto #0
-__all__ = ['WEIGHTS_SUFFIXES', 'names_weights', 'str_net', 'network_name', 'split_teachers', 'find_teacher', 'starting_net',
-           'trainable', 'open_teachers', 'as_plain', 'from_anywhere']
+__all__ = ['WEIGHTS_SUFFIXES', 'names_weights', 'str_net', 'as_plain', 'network_name', 'split_teachers', 'find_teacher',
+           'starting_net', 'trainable', 'open_teachers', 'from_anywhere']
 
 # %% ../../nbs/62_train.networks.ipynb #38cdda4c
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".onnx")
@@ -44,6 +44,19 @@ def str_net(
     return f"{name}({','.join(f'{k}={v}' for k, v in sizes.items())})"
 
 # %% ../../nbs/62_train.networks.ipynb #5c06dcff
+def as_plain(
+    value: Any,  # of a setting
+) -> Any:        # a network at hand as `{"module": spec}`, several as a list of such
+    "A value that JSON can hold."
+    if isinstance(value, (list, tuple)):
+        return [as_plain(one) for one in value]
+    net = value.net if isinstance(value, Teacher) else value
+    if not isinstance(net, nn.Module):
+        return value
+    known = hasattr(net, "spec") or type(net) in NETS.values()  # else of a class that only its owner has
+    return {"module": spec_of(net) if known else type(net).__name__.lower()}
+
+
 def network_name(
     named: str | nn.Module,  # a net spec, a weights file, or a network at hand
     role: str,               # "student", "teacher" or "network", for messages
@@ -51,7 +64,7 @@ def network_name(
 ) -> str:                    # such as `rcan`
     "What a network is called; a file is looked into, and refused at another scale."
     if isinstance(named, nn.Module):
-        return spec_of(named).split("(")[0]
+        return str(as_plain(named)["module"]).split("(")[0]
     if not names_weights(named):
         return parse_net(named)[0]
     if named.endswith(".onnx"):
@@ -136,16 +149,6 @@ def open_teachers(
 
 # %% ../../nbs/62_train.networks.ipynb #f8fa0aa2
 _PATHS = ("data", "benchmarks", "teacher", "student", "init", "weights", "backbones")
-
-
-def as_plain(
-    value: Any,  # of a setting
-) -> Any:        # a network at hand as `{"module": spec}`, several as a list of such
-    "A value that JSON can hold."
-    if isinstance(value, (list, tuple)):
-        return [as_plain(one) for one in value]
-    net = value.net if isinstance(value, Teacher) else value
-    return {"module": spec_of(net)} if isinstance(net, nn.Module) else value
 
 
 def from_anywhere(
