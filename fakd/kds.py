@@ -207,7 +207,7 @@ def _need_maps(
             f'or name the places: kds.{call}(model, taps=["name of a layer"]).',
         )
 
-
+# %% ../nbs/93_kds.ipynb #895ad448
 _ADAM = "kds.setOptimizer(torch.optim.Adam(student_model.parameters(), lr=1e-4))"
 
 
@@ -288,9 +288,9 @@ class Comparison:
         return list(self.criterion.parameters()) if self.criterion is not None else []
 
 # %% ../nbs/93_kds.ipynb #dddd2fd3
+# long: the ten steps are one interface, and share what was registered
 class KDS:
     "Knowledge distillation for super-resolution in KDS's ten steps (초해상화 지식 증류)."
-    # long: the ten steps are one interface, and share what was registered
 
     def __init__(
         self,
