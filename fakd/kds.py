@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import StepLR
 
 from .blocks import SCALES
 from .core import FakdError, Spec, atomic_write, choose_device, nearest, parse_spec, quantise
+from .foreign import said_range
 from .losses import LOSSES, DistillLoss, check_spec
 from .losses_affinity import SA
 from .metrics import rgb_to_y
-from .nets import NETS
 from .taps import Taps, resolve_taps
 from .value_range import settle_range
 from .weights import save_weights
@@ -386,7 +386,7 @@ def _settle_ranges(kds: Any, roles: Sequence[str], scale: int) -> None:
     "Find the value range of each network that has not said it."
     for role in roles:
         net = getattr(kds, role)
-        said = 255 if type(net) in NETS.values() else getattr(net, "value_range", None)
+        said = said_range(net)
         if role in kds.ranges:
             continue
         if said not in (1, 255):
