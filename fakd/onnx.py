@@ -212,7 +212,8 @@ class OnnxNet(nn.Module):
             value_range, self.assumptions = settle_range(self, check_scale(self.scale), str(path))
             for line in self.assumptions:
                 warnings.warn(f"{path}: {line}", stacklevel=2)
-        self.gain, self.within = 255 / (value_range or 255), None
+        self.gain = 255 / (value_range or 255)
+        self.within = None
 
     def get_extra_state(self) -> str:
         "The digest of the file, so that networks of different files differ."
