@@ -33,7 +33,7 @@ __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_
            'signed', 'one_line', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops',
            'crop_figure', 'Scene', 'scenes', 'crop_figures', 'score_words', 'patch_figure', 'series', 'running_mean',
            'curve_columns', 'curve_title', 'without_weights', 'curve_figure', 'curves', 'gain_figure', 'ResultTable',
-           'name_of', 'result_table', 'pareto_front', 'pareto_figure']
+           'name_of', 'result_table', 'pareto_front', 'spread_apart', 'pareto_figure']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -497,13 +497,15 @@ def gain_figure(
     longer = {name: list(gains(rows, name, "distilled", "plain_equal_time").values()) for name in by_set}
     c, every = THEMES[theme], [0.0, *itertools.chain(*by_set.values(), *longer.values())]
     with figure_style(theme):
-        fig = blank_figure(WIDTHS[width], 0.46 + 0.28 * len(by_set))
-        axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, 0.28 * len(by_set))
+        tall = sum(0.44 if longer[name] else 0.28 for name in by_set)
+        fig = blank_figure(WIDTHS[width], 0.46 + tall)
+        axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, tall)
         axes.grid(False)
         axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
         for i, name in enumerate(by_set):
-            _dots(axes, by_set[name], i - 0.17 * bool(longer[name]), c, c["accent"])
-            _dots(axes, longer[name], i + 0.17, c, c["paper"])
+            half = 0.15 if longer[name] else 0.3  # of a bar: two lines of one set do not touch
+            _dots(axes, by_set[name], (i - 0.2 * bool(longer[name]), half), c, c["accent"])
+            _dots(axes, longer[name], (i + 0.2, half), c, c["paper"])
         axes.set(yticks=range(len(by_set)), ylim=(len(by_set) - 0.5, -0.5))
         for label in axes.set_yticklabels([one_line(n, 15) for n in by_set], color=c["ink"]):
             label.set_parse_math(False)
@@ -517,11 +519,12 @@ def gain_figure(
     return fig
 
 # %% ../nbs/70_figures.ipynb #080816ef
-def _dots(axes: Axes, values: Sequence[float], at: float, c: Mapping[str, str], fill: str) -> None:
-    "The differences of a set, and their mean."
+def _dots(axes: Axes, values: Sequence[float], line: tuple[float, float], c: Mapping[str, str], fill: str) -> None:
+    "The differences of a set at a height, and their mean as a bar of half a length."
+    at, half = line
     if values:
         axes.plot(values, np.full(len(values), at), "o", ms=4.6, mfc=fill, mec=c["accent"], mew=0.7, zorder=3)
-        axes.plot([np.mean(values)] * 2, [at - 0.3, at + 0.3], color=c["ink"], lw=1.6, zorder=4)
+        axes.plot([np.mean(values)] * 2, [at - half, at + half], color=c["ink"], lw=1.6, zorder=4)
 
 # %% ../nbs/70_figures.ipynb #4c64c0af
 @dataclass(frozen=True)
@@ -625,6 +628,47 @@ def pareto_front(
             front.append(name)
     return front
 
+# %% ../nbs/70_figures.ipynb #bc8c1b3a
+def spread_apart(
+    wanted: Sequence[float],  # heights that names would have beside their points, any unit
+    gap: float,               # least distance of two names, above 0
+    low: float,               # between which heights names may be
+    high: float,
+) -> list[float]:             # heights in the order of `wanted`
+    "Move names apart by as little as possible; where they do not fit, they share the height that there is."
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    gap = min(gap, (high - low) / max(len(order) - 1, 1))
+    blocks: list[list[float]] = []  # of names that touch: heights less their place in line, whose mean all of them take
+    for place, i in enumerate(order):
+        blocks.append([wanted[i] - place * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = np.clip([np.mean(block) for block in blocks for _ in block], low, high - (len(order) - 1) * gap)
+    found = {i: float(level[place]) + place * gap for place, i in enumerate(order)}
+    return [found[i] for i in range(len(order))]
+
+
+def _name_points(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],  # by name
+    front: Sequence[str],                       # names that a rising line joins
+    c: Mapping[str, str],                       # colours
+) -> None:
+    "A name beside every point, towards the middle of the panel, where it can beside the line that joins the front."
+    axes.autoscale_view()  # else the places of points are those of limits that are still to be set
+    scale = 72 / axes.get_figure().dpi  # points of print a pixel
+    box, at = axes.get_window_extent(), axes.transData.transform(list(points.values())) * scale
+    sides = np.where(at[:, 0] <= (box.x0 + box.x1) / 2 * scale, 1, -1)
+    wanted = at[:, 1] - 6 * sides * np.isin(list(points), front)
+    heights = spread_apart(wanted.tolist(), 8.5, box.y0 * scale + 5, box.y1 * scale - 4)
+    for name, (_, y), side, height in zip(points, at, sides, heights, strict=True):
+        lead = {"arrowstyle": "-", "color": c["muted"], "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
+        text = axes.annotate(one_line(name, 26), points[name], (8 * side, height - y - 2.2), textcoords="offset points", fontsize=7,
+                             ha="left" if side > 0 else "right", va="baseline", color=c["ink"], zorder=3.5,
+                             bbox={"fc": c["paper"], "ec": "none", "pad": 0.3},
+                             arrowprops=lead if abs(height - y) > 7 else None)
+        text.set_parse_math(False)
+
 # %% ../nbs/70_figures.ipynb #8c030004
 def pareto_figure(
     psnr: Mapping[str, float],                # dB by network
@@ -643,7 +687,7 @@ def pareto_figure(
     with figure_style(theme):
         fig = blank_figure(across * wide + 0.2 * (across - 1), tall * math.ceil(len(costs) / across))
         for i, (label, cost) in enumerate(costs.items()):
-            axes = _place(fig, i % across * (wide + 0.2) + 0.45, i // across * tall + 0.1, wide - 0.6, tall - 0.6)
+            axes = _place(fig, i % across * (wide + 0.2) + 0.5, i // across * tall + 0.1, wide - 0.65, tall - 0.6)
             front = pareto_front(psnr, cost)
             axes.plot([cost[n] for n in front], [psnr[n] for n in front], color=c["accent"], lw=1.2, zorder=3)
             if baseline is not None:
@@ -651,13 +695,11 @@ def pareto_figure(
                 axes.annotate("bicubic", (0, baseline), (4, 3), xycoords=("axes fraction", "data"), fontsize=7,
                               textcoords="offset points", color=c["muted"])
             for name, x in cost.items():
-                good = name in front
-                axes.plot(x, psnr[name], "o", ms=5, mfc=c["accent"] if good else c["paper"], mec=c["accent"], zorder=4)
-                away, side = (6, "bottom") if good else (-6, "top")  # so that the names of near neighbours stay apart
-                axes.annotate(one_line(name, 30), (x, psnr[name]), (0, away), textcoords="offset points", fontsize=7,
-                              ha="center", va=side, color=c["ink"], zorder=5)
+                fill = c["accent"] if name in front else c["paper"]
+                axes.plot(x, psnr[name], "o", ms=5, mfc=fill, mec=c["accent"], zorder=4)
             axes.set_xscale("log")
             axes.margins(x=0.25, y=0.22)
+            _name_points(axes, {name: (x, psnr[name]) for name, x in cost.items()}, front, c)
             axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
             axes.xaxis.set_major_formatter(lambda v, _: short(v) if v >= 1e3 else f"{v:g}")
             axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())

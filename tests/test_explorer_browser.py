@@ -633,11 +633,31 @@ def test_keys_with_ctrl_meta_or_alt_are_never_taken(browser: Any, static_page: t
     assert w.page.evaluate(STATE) == before
     assert {"Shift", "2", "D", "Enter"} <= set(w.root.locator(".fx-keys kbd").all_text_contents())  # named in sight
     w.root.locator(".fx-image canvas").focus()
+    for key in ("D", "d"):  # as it stands in sight, or with caps lock, and as it is typed
+        w.press(key)
+        assert w.page.evaluate("explorer.get('mode')") == ("difference" if key == "D" else "similarity")
     w.press("+", "+", "l", "l", "k")
     zoom, y, x = w.page.evaluate("explorer.get('view')")
     assert zoom > 2 and x > 0.5 and y > 0.49
     watch.check()
     w.page.close()
+
+
+def test_only_what_one_network_can_show_is_offered(browser: Any, tmp_path: Path) -> None:
+    name = "a_network_with_a_name_of_many_letters" * 3
+    nets = [make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", 2, seed=0).eval()]
+    same = explore(nets[0], {}, skimage.data.coffee(), side=16)
+    features = replace(same.exhibit.features, titles=dict.fromkeys(same.exhibit.features.maps, name))
+    path = explorer_page(replace(same.exhibit, features=features), tmp_path / "one.html", {})
+    how = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
+    for more in (how, {}):
+        w, watch = open_static(browser, (path.as_uri(), same), **more)
+        assert not w.root.locator("[data-key=D]").is_visible() and not w.root.get_by_label("Show").is_visible()
+        said = w.root.locator(".fx-readout").text_content()
+        assert ("second pixel" if more else "Point at a map") in said  # a finger does not hover
+        assert w.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        watch.check()
+        w.page.close()
 
 
 def test_zoom_and_pan_by_keys_wheel_and_pointer(browser: Any, static_page: tuple[str, Explorer]) -> None:
