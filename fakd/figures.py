@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .core import FakdError, atomic_write, parse_spec, to_images
 from .images import read_image
+from .labels import name_points
 from .record import METHODS, Compared, Record, Row, Run, compare_sets, gains, known_methods, left_out_words
 
 # %% auto #0
@@ -33,7 +34,7 @@ __all__ = ['THEMES', 'WIDTHS', 'TITLES', 'MINUS', 'NONE', 'line_style', 'figure_
            'signed', 'one_line', 'fixed', 'amount', 'Box', 'detail_box', 'scale_of', 'show_image', 'cut_crops',
            'crop_figure', 'Scene', 'scenes', 'crop_figures', 'score_words', 'patch_figure', 'series', 'running_mean',
            'curve_columns', 'curve_title', 'without_weights', 'curve_figure', 'curves', 'gain_figure', 'ResultTable',
-           'name_of', 'result_table', 'pareto_front', 'spread_apart', 'pareto_figure']
+           'name_of', 'result_table', 'pareto_front', 'pareto_figure']
 
 # %% ../nbs/70_figures.ipynb #ed88f535
 THEMES = {
@@ -628,47 +629,6 @@ def pareto_front(
             front.append(name)
     return front
 
-# %% ../nbs/70_figures.ipynb #bc8c1b3a
-def spread_apart(
-    wanted: Sequence[float],  # heights that names would have beside their points, any unit
-    gap: float,               # least distance of two names, above 0
-    low: float,               # between which heights names may be
-    high: float,
-) -> list[float]:             # heights in the order of `wanted`
-    "Move names apart by as little as possible; where they do not fit, they share the height that there is."
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, (high - low) / max(len(order) - 1, 1))
-    blocks: list[list[float]] = []  # of names that touch: heights less their place in line, whose mean all of them take
-    for place, i in enumerate(order):
-        blocks.append([wanted[i] - place * gap])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    level = np.clip([np.mean(block) for block in blocks for _ in block], low, high - (len(order) - 1) * gap)
-    found = {i: float(level[place]) + place * gap for place, i in enumerate(order)}
-    return [found[i] for i in range(len(order))]
-
-
-def _name_points(
-    axes: Axes,
-    points: Mapping[str, tuple[float, float]],  # by name
-    front: Sequence[str],                       # names that a rising line joins
-    c: Mapping[str, str],                       # colours
-) -> None:
-    "A name beside every point, towards the middle of the panel, where it can beside the line that joins the front."
-    axes.autoscale_view()  # else the places of points are those of limits that are still to be set
-    scale = 72 / axes.get_figure().dpi  # points of print a pixel
-    box, at = axes.get_window_extent(), axes.transData.transform(list(points.values())) * scale
-    sides = np.where(at[:, 0] <= (box.x0 + box.x1) / 2 * scale, 1, -1)
-    wanted = at[:, 1] - 6 * sides * np.isin(list(points), front)
-    heights = spread_apart(wanted.tolist(), 8.5, box.y0 * scale + 5, box.y1 * scale - 4)
-    for name, (_, y), side, height in zip(points, at, sides, heights, strict=True):
-        lead = {"arrowstyle": "-", "color": c["muted"], "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
-        text = axes.annotate(one_line(name, 26), points[name], (8 * side, height - y - 2.2), textcoords="offset points", fontsize=7,
-                             ha="left" if side > 0 else "right", va="baseline", color=c["ink"], zorder=3.5,
-                             bbox={"fc": c["paper"], "ec": "none", "pad": 0.3},
-                             arrowprops=lead if abs(height - y) > 7 else None)
-        text.set_parse_math(False)
-
 # %% ../nbs/70_figures.ipynb #8c030004
 def pareto_figure(
     psnr: Mapping[str, float],                # dB by network
@@ -699,7 +659,8 @@ def pareto_figure(
                 axes.plot(x, psnr[name], "o", ms=5, mfc=fill, mec=c["accent"], zorder=4)
             axes.set_xscale("log")
             axes.margins(x=0.25, y=0.22)
-            _name_points(axes, {name: (x, psnr[name]) for name, x in cost.items()}, front, c)
+            texts, at = [one_line(name, 26) for name in cost], [(x, psnr[name]) for name, x in cost.items()]
+            name_points(axes, texts, at, [name in front for name in cost], c)
             axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
             axes.xaxis.set_major_formatter(lambda v, _: short(v) if v >= 1e3 else f"{v:g}")
             axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
