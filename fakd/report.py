@@ -442,7 +442,8 @@ def _index_row(run: Run, folder: Path) -> dict[str, Any]:
     psnr = max(known_scores, default=None) if nets else next(iter(known_scores), None)
     page = run.dir.relative_to(folder) / "report.html"
     return {"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "set": name,
-            "student": f"{len(nets)} network{'' if len(nets) == 1 else 's'}" if nets else _network(record.student), "day": record.finished[:10],
+            "student": f"{len(nets)} network{'s' * (len(nets) > 1)}" if nets else _network(record.student),
+            "day": record.finished[:10],
             **{k: fixed(None) if known.get(k) is None else known[k] for k in ("scale", "loss", "steps", "seed")},
             "psnr": fixed(psnr), "gain": _mean_gain(record, name, "plain"),
             "gain_at_time": _mean_gain(record, name, "plain_equal_time")}

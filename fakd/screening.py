@@ -253,7 +253,8 @@ def evaluation_use(
     for path in weights:
         for image, told in _trained_on(path, use, pairs).items():
             seen.setdefault(image, []).append(told)
-    use = use.model_copy(update={"trained_on": {image: "; in ".join(dict.fromkeys(told)) for image, told in seen.items()}})
+    known = {image: "; in ".join(dict.fromkeys(told)) for image, told in seen.items()}
+    use = use.model_copy(update={"trained_on": known})
     if use.warning:
         warnings.warn(use.warning, stacklevel=2)
     return use

@@ -54,8 +54,8 @@ def tall(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     "An evaluation of many networks with long names."
-    net = {"network": "rcan", "spec": "rcan(n_resgroups=3,n_resblocks=5,n_feats=48,reduction=8)", "scale": 4, "params": 10,
-           "macs": 10, "macs_input": [48, 48], "source": f"runs/{LONG}.safetensors", "digest": "0f" * 32,
+    net = {"network": "rcan", "spec": "rcan(n_resgroups=3,n_resblocks=5,n_feats=48,reduction=8)", "scale": 4,
+           "params": 10, "macs": 10, "macs_input": [48, 48], "source": f"runs/{LONG}.safetensors", "digest": "0f" * 32,
            "assumptions": [], "latency": None, "peak_memory": 5e6, "measured_at": [9, 9]}
     rows = [Row.of(m, name, image, 4, 25 + k, 0.8) for name in ("Set5", "mine") for image in (LONG, "b")
             for k, m in enumerate(("bicubic", *NETS))]
@@ -94,7 +94,8 @@ def test_paper_shows_every_column(browser: Any, tall: Run, compared: Run) -> Non
     for run in (tall, compared):
         page = page_of(browser, run.dir / "report.html", viewport={"width": 658, "height": 900})  # A4 less its margins
         page.emulate_media(media="print")
-        ends = page.evaluate("[...document.querySelectorAll('th, td, .crop')].map(e => e.getBoundingClientRect().right)")
+        ends = page.evaluate(
+            "[...document.querySelectorAll('th, td, .crop')].map(e => e.getBoundingClientRect().right)")
         assert len(ends) > 50 and max(ends) <= 658.5
         page.close()
 
@@ -113,12 +114,13 @@ def boxes(fig: Any) -> list[Any]:
 
 @pytest.mark.parametrize("cost", [[1, 1, 1, 1, 1, 1, 1], [1, 1.01, 1.02, 2, 2, 2.01, 9], [1, 2, 4, 8, 16, 32, 64]])
 def test_no_name_in_a_figure_covers_another_or_leaves_it(cost: list[float]) -> None:
-    "Also where networks are of one size and nearly of one quality. Of a name, its letters count and not the line to it."
+    "Also where networks are of one size and nearly of one quality. Its letters count, not the line to its point."
     psnr = {name: 29 + 0.01 * k for k, name in enumerate(NETS)}
     fig = pareto_figure(psnr, {"Parameters": {n: 1e5 * c for n, c in zip(NETS, cost, strict=True)}}, 27.0)
     found = boxes(fig)
     assert len(found) == len(NETS) + 1  # and bicubic
-    assert not [(a, b) for i, a in enumerate(found) for b in found[:i] if a.shrunk(0.98, 0.7).overlaps(b.shrunk(0.98, 0.7))]
+    letters = [box.shrunk(0.98, 0.7) for box in found]
+    assert not [(a, b) for i, a in enumerate(letters) for b in letters[:i] if a.overlaps(b)]
     panel = fig.axes[0].get_window_extent()
     assert all(panel.x0 <= box.x0 and box.x1 <= panel.x1 and panel.y0 <= box.y0 and box.y1 <= panel.y1 for box in found)
 
@@ -130,4 +132,4 @@ def test_the_two_lines_of_a_set_stay_apart() -> None:
     assert len(bars) == 4  # equal steps and equal time of two sets
     ends = sorted((min(y), max(y)) for y in bars)
     assert all(above[1] < below[0] for above, below in zip(ends, ends[1:], strict=False))
-    assert -0.5 < ends[0][0] and ends[-1][1] < 1.5  # within the panel
+    assert ends[0][0] > -0.5 and ends[-1][1] < 1.5  # within the panel

@@ -231,4 +231,5 @@ def test_an_evaluation_knows_what_its_networks_were_trained_on(tmp_path):
     record = tmp_path / "runs" / "second" / "record.json"
     record.write_text(record.read_text().replace(run.id, "second"))
     with pytest.warns(UserWarning, match=f"astronaut .in .*, of {run.id}; in .*, of second"):
-        prepare_evaluation(asked.model_copy(update={"weights": f"{run.dir}+{record.parent}", "benchmarks": "sample-eval"}))
+        both = {"weights": f"{run.dir}+{record.parent}", "benchmarks": "sample-eval"}
+        prepare_evaluation(asked.model_copy(update=both))
