@@ -42,7 +42,9 @@ def name_points(
 ) -> None:
     "A name beside every point, towards the middle of the panel, below or above the line of the front."
     axes.autoscale_view()  # else the places of points are those of limits that are still to be set
-    scale = 72 / axes.get_figure().dpi  # points of print a pixel
+    fig = axes.get_figure()
+    assert fig is not None
+    scale = 72 / fig.dpi  # points of print a pixel
     box, at = axes.get_window_extent(), axes.transData.transform(np.array(points)) * scale
     sides = np.where(at[:, 0] <= (box.x0 + box.x1) / 2 * scale, 1, -1)
     wanted = at[:, 1] - 6 * sides * np.array(front)
