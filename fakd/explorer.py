@@ -446,8 +446,8 @@ def run_nets(
     found: dict[str, nn.Module | str] = {}
     for about in teachers[:1]:
         found["teacher"] = _recorded(about)
-    for method in ("teacher", "plain", "distilled"):
-        path = run.dir / "weights" / f"{method}.safetensors"
+    trained = {m: run.dir / "weights" / f"{m}.safetensors" for m in ("teacher", "plain", "distilled")}
+    for method, path in trained.items():
         if path.is_file():
             own = record.student["network"] not in NETS
             found[method] = OWN_MODULE if own else _readable(path)
@@ -455,7 +455,7 @@ def run_nets(
     notes = [f"The {name} network is missing: {why}." for name, why in found.items() if isinstance(why, str)]
     if len(teachers) > 1:
         notes.append(f"Of {len(teachers)} teachers the first, {teachers[0]['source']}, is shown and compared with.")
-    if not set(found) - {"teacher"}:
+    if not any(path.is_file() for path in trained.values()):
         notes.append("The run's folder holds no weights.")
     ours, theirs = list(record.student.get("taps") or {}), list(teachers[0]["taps"]) if teachers else []
     if theirs and len(theirs) != len(ours):

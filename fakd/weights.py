@@ -70,7 +70,8 @@ def read_state(
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FakdError(f"{path}: holds no state dict (names to tensors).")
     state = _bare(state)
-    endless = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    endless = [name for name, value in floats.items() if not value.float().isfinite().all()]  # as networks hold them
     if endless:
         more = f" and {len(endless) - 1} more" if endless[1:] else ""
         raise FakdError(f"{path}: {endless[0]}{more} holds values that are not finite (NaN or infinite).")

@@ -336,7 +336,7 @@ function keyHelp() {
   const keys = [["\u2190 \u2191 \u2193 \u2192", "move the query"], ["Shift", "by 8"], ["+ \u2212 0", "zoom"], ["I J K L", "move the view"],
     ["2", "second pixel"], ["Enter", "keep"], ["D", "difference"]];
   return make("p", { class: "fx-keys" }, "Keys on the image and the maps: ",
-    ...keys.map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)));
+    ...keys.map(([key, what]) => make("span", { "data-key": key }, make("kbd", {}, key), ` ${what}`)));
 }
 
 /** The widget: what is on the page, and what a person does to it. */
@@ -455,9 +455,10 @@ class View {
     this.spoken = make("p", { class: "fx-hidden", "aria-live": "polite" });
     const left = make("div", { class: "fx-left" }, this.image.element, zoom, actions, this.list);
     const right = make("div", { class: "fx-right" }, this.grid, this.legend, this.training, this.readout);
+    this.keys = keyHelp();
     this.root = make("section", { class: "fakd-explorer", "aria-label": "Affinity explorer" },
       make("div", { class: "fx-choices" }, ...Object.values(this.choices).map((c) => c.element)),
-      make("div", { class: "fx-body" }, left, right), keyHelp(), this.status, this.spoken);
+      make("div", { class: "fx-body" }, left, right), this.keys, this.status, this.spoken);
     this.listen(window, "keydown", (event) => shieldKeys(this.root, event), { capture: true });
     this.handle(this.image);
     this.listen(this.root, "dragover", (event) => { event.preventDefault(); this.root.classList.add("fx-drop"); });
@@ -579,10 +580,11 @@ class View {
       0: () => this.set("view", [1, 0.5, 0.5]), 2: () => this.toggleSecond(), Enter: () => this.keep(),
       d: () => this.choices.mode.element.hidden || this.set("mode", this.rows.different ? "similarity" : "difference"),
     };
-    if (!this.ready || !isOurs(event) || !Object.hasOwn(keys, event.key)) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key; // capitals too, as they stand in sight
+    if (!this.ready || !isOurs(event) || !Object.hasOwn(keys, key)) return;
     event.preventDefault();
     event.stopPropagation();
-    keys[event.key]();
+    keys[key]();
   }
 
   /** Move the active query; one that leaves the view takes it along. @param {number} dy @param {number} dx */
@@ -711,6 +713,7 @@ class View {
       element.hidden = name === "mode" ? !this.rows.nets.some((net) => this.rows.comparable(net)) : name === "difference_max" && !this.rows.different;
     }
     this.choices.tap.select.disabled = !this.canFetch;
+    this.keys.querySelector("[data-key=D]").hidden = this.choices.mode.element.hidden;
     this.own.hidden = !this.live;
     this.second.setAttribute("aria-pressed", String(this.get("query2") !== null));
   }
@@ -788,7 +791,7 @@ class View {
     const first = /** @type {Point} */ (query), other = this.hover ?? second;
     this.readout.textContent = other
       ? `${place(first)} and ${place(other)}: ${this.rows.sentence(first, other)}`
-      : `Query at ${place(first)}. Point at a map to read its values.`;
+      : `Query at ${place(first)}. ${matchMedia("(hover: none)").matches ? "A second pixel reads the values there" : "Point at a map to read its values"}.`;
     clearTimeout(this.speaking);
     this.speaking = setTimeout(() => { // not each pixel of a long way
       const more = second ? `, second at ${place(second)}: ${this.rows.sentence(first, second)}` : "";
