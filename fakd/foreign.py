@@ -248,7 +248,7 @@ def as_net(
     if value_range is None and said == 1 and type(net) in NETS.values():
         lines.append("value_range=1: told by its mean shift")
     spec = type(net).__name__.lower()
-    value_range = int(value_range or said)  # type: ignore[arg-type]
+    value_range = int(value_range or said)
     if value_range == 1 or any("assumed" in line for line in lines):
         for line in lines:
             warnings.warn(f"{spec}: {line}", stacklevel=2)
