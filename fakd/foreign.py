@@ -229,7 +229,7 @@ def said_range(
     "The value range that a network tells of itself: ours by their mean shift, others by their `value_range`."
     return (shift_range(net) or 255) if type(net) in NETS.values() else getattr(net, "value_range", None)
 
-
+# %% ../nbs/37_foreign.ipynb #125ec94e
 def as_net(
     net: nn.Module,                  # any module from LR to SR images, (b, 3, h, w) to (b, 3, scale*h, scale*w)
     value_range: int | None = None,  # of its images: 1 (0..1) or 255 (0..255); None: as it says, or probing tells

@@ -172,7 +172,7 @@ def _refuse_mixed(
                         f"({found.psnr[found.tied[0]]:.1f} dB on a photograph so). "
                         "Wrap it in a module that takes and gives 0..1 or 0..255.")
 
-
+# %% ../nbs/34_value_range.ipynb #81b78724
 def settle_range(
     net: nn.Module,          # from LR to SR images (b, 3, h, w)
     scale: int,              # its scale
