@@ -28,9 +28,9 @@ from .distil.terms import Batch
 from .images import quantise
 from .measure.metrics import rgb_to_y
 from .nets.blocks import SCALES
+from .nets.foreign import said_range
 from .nets.value_range import settle_range
 from .nets.weights import save_weights
-from .nets.zoo import NETS
 
 # %% auto #0
 __all__ = ['Status', 'KdsError', 'look', 'KdsSA', 'read_term', 'LossChoice', 'batch_psnr', 'KDS']
@@ -389,7 +389,7 @@ def _settle_ranges(kds: Any, roles: Sequence[str], scale: int) -> None:
     "Find the value range of each network that has not said it."
     for role in roles:
         net = getattr(kds, role)
-        said = 255 if type(net) in NETS.values() else getattr(net, "value_range", None)
+        said = said_range(net)
         if role in kds.ranges:
             continue
         if said not in (1, 255):
