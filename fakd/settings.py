@@ -139,7 +139,7 @@ class Config(BaseModel):
         rows = "".join(
             f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{origin[k]}</td>"
             f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
-            for k, v in self.__repr_args__()
+            for k, v in self.__repr_args__() if k
         )
         head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
         return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
