@@ -26,6 +26,7 @@ from .images import quantise
 from .kds_loss import KdsError, LossChoice, Status, in_korean_too
 from .measure.metrics import rgb_to_y
 from .nets.blocks import SCALES
+from .nets.foreign import said_range
 from .nets.value_range import settle_range
 from .nets.weights import save_weights
 
