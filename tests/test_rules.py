@@ -339,6 +339,11 @@ def test_library_cells_that_draw_keep_their_picture():
     none([c.place for c in cells if not re.search(r"image/png|<img", json.dumps(c.outputs))])
 
 
+def test_notebooks_keep_no_state_of_widgets():
+    "nbconvert stores it behind the cells, script and feature maps with it."
+    none([nb.name for nb in NOTEBOOKS if "widgets" in nb.json["metadata"]])
+
+
 def test_stored_outputs_hold_no_error_and_no_warning():
     outputs = [(c.place, o) for nb in NOTEBOOKS for c in nb.code for o in c.outputs]
     none([p for p, o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"])
