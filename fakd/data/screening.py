@@ -109,10 +109,12 @@ def evaluation_use(
 ) -> DataUse:
     "Check a set before it is used, and look whether the networks were trained on its images."
     pairs, use = check_set(images, scale, least_px, progress=True), data_use(images, "evaluate", scale, name)
-    seen: dict[str, str] = {}
+    seen: dict[str, list[str]] = {}
     for path in weights:
-        seen |= _trained_on(path, use, pairs)
-    use = use.model_copy(update={"trained_on": seen})
+        for image, told in _trained_on(path, use, pairs).items():
+            seen.setdefault(image, []).append(told)
+    known = {image: "; in ".join(dict.fromkeys(told)) for image, told in seen.items()}
+    use = use.model_copy(update={"trained_on": known})
     if use.warning:
         warnings.warn(use.warning, stacklevel=2)
     return use
