@@ -25,6 +25,7 @@ from fakd.look.figures import (
     place_axes,
     signed,
 )
+from .labels import name_points
 from .results import ResultTable
 from ..markup import Table
 from ..record import Record
@@ -231,7 +232,7 @@ def pareto_figure(
     with figure_style(theme):
         fig = blank_figure(across * wide + 0.2 * (across - 1), tall * math.ceil(len(costs) / across))
         for i, (label, cost) in enumerate(costs.items()):
-            axes = place_axes(fig, i % across * (wide + 0.2) + 0.45, i // across * tall + 0.1, wide - 0.6, tall - 0.6)
+            axes = place_axes(fig, i % across * (wide + 0.2) + 0.5, i // across * tall + 0.1, wide - 0.65, tall - 0.6)
             front = pareto_front(psnr, cost)
             axes.plot([cost[n] for n in front], [psnr[n] for n in front], color=c["accent"], lw=1.2, zorder=3)
             if baseline is not None:
@@ -239,13 +240,12 @@ def pareto_figure(
                 axes.annotate("bicubic", (0, baseline), (4, 3), xycoords=("axes fraction", "data"), fontsize=7,
                               textcoords="offset points", color=c["muted"])
             for name, x in cost.items():
-                good = name in front
-                axes.plot(x, psnr[name], "o", ms=5, mfc=c["accent"] if good else c["paper"], mec=c["accent"], zorder=4)
-                away, side = (6, "bottom") if good else (-6, "top")  # so that the names of near neighbours stay apart
-                axes.annotate(one_line(name, 30), (x, psnr[name]), (0, away), textcoords="offset points", fontsize=7,
-                              ha="center", va=side, color=c["ink"], zorder=5)
+                fill = c["accent"] if name in front else c["paper"]
+                axes.plot(x, psnr[name], "o", ms=5, mfc=fill, mec=c["accent"], zorder=4)
             axes.set_xscale("log")
             axes.margins(x=0.25, y=0.22)
+            texts, at = [one_line(name, 26) for name in cost], [(x, psnr[name]) for name, x in cost.items()]
+            name_points(axes, texts, at, [name in front for name in cost], c)
             axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
             axes.xaxis.set_major_formatter(lambda v, _: short(v) if v >= 1e3 else f"{v:g}")
             axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
@@ -270,7 +270,7 @@ def quality_and_costs(
             "Parameters": {n: net["params"] for n, net in mine.items()},
             "Multiply-adds, LR 48 \u00d7 48": {n: net["macs"] for n, net in mine.items()},
             "Latency, ms": {n: net["latency"]["median_ms"] for n, net in mine.items() if net.get("latency")},
-            "Peak memory, bytes": {n: net["peak_memory"] for n, net in mine.items() if net.get("peak_memory")},
+            "Peak memory, MB": {n: net["peak_memory"] / 1e6 for n, net in mine.items() if net.get("peak_memory")},
         }
         costs = {label: {n: v for n, v in cost.items() if v > 0} for label, cost in costs.items()}
         if psnr:

@@ -50,13 +50,15 @@ def gain_figure(
     longer = {name: list(gains(rows, name, "distilled", "plain_equal_time").values()) for name in by_set}
     c, every = THEMES[theme], [0.0, *itertools.chain(*by_set.values(), *longer.values())]
     with figure_style(theme):
-        fig = blank_figure(WIDTHS[width], 0.46 + 0.28 * len(by_set))
-        axes = place_axes(fig, 0.85, 0, WIDTHS[width] - 0.95, 0.28 * len(by_set))
+        tall = sum(0.44 if longer[name] else 0.28 for name in by_set)
+        fig = blank_figure(WIDTHS[width], 0.46 + tall)
+        axes = place_axes(fig, 0.85, 0, WIDTHS[width] - 0.95, tall)
         axes.grid(False)
         axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
         for i, name in enumerate(by_set):
-            _dots(axes, by_set[name], i - 0.17 * bool(longer[name]), c, c["accent"])
-            _dots(axes, longer[name], i + 0.17, c, c["paper"])
+            half = 0.15 if longer[name] else 0.3  # of a bar: two lines of one set do not touch
+            _dots(axes, by_set[name], (i - 0.2 * bool(longer[name]), half), c, c["accent"])
+            _dots(axes, longer[name], (i + 0.2, half), c, c["paper"])
         axes.set(yticks=range(len(by_set)), ylim=(len(by_set) - 0.5, -0.5))
         for label in axes.set_yticklabels([one_line(n, 15) for n in by_set], color=c["ink"]):
             label.set_parse_math(False)
@@ -70,11 +72,12 @@ def gain_figure(
     return fig
 
 # %% ../../nbs/58_look.results.ipynb #080816ef
-def _dots(axes: Axes, values: Sequence[float], at: float, c: Mapping[str, str], fill: str) -> None:
-    "The differences of a set, and their mean."
+def _dots(axes: Axes, values: Sequence[float], line: tuple[float, float], c: Mapping[str, str], fill: str) -> None:
+    "The differences of a set at a height, and their mean as a bar of half a length."
+    at, half = line
     if values:
         axes.plot(values, np.full(len(values), at), "o", ms=4.6, mfc=fill, mec=c["accent"], mew=0.7, zorder=3)
-        axes.plot([np.mean(values)] * 2, [at - 0.3, at + 0.3], color=c["ink"], lw=1.6, zorder=4)
+        axes.plot([np.mean(values)] * 2, [at - half, at + half], color=c["ink"], lw=1.6, zorder=4)
 
 # %% ../../nbs/58_look.results.ipynb #4c64c0af
 @dataclass(frozen=True)
