@@ -85,7 +85,7 @@ def _tool(*command: str) -> Callable[[], Outcome]:
 # %% ../nbs/97_project.ipynb #f1e42308
 def _contents() -> dict[str, str]:
     "Checksum of every notebook and generated file."
-    files = [p for pattern in ("nbs/*.ipynb", "fakd/*.py", "pyproject.toml") for p in root().glob(pattern)]
+    files = [p for pattern in ("nbs/*.ipynb", "fakd/**/*.py", "pyproject.toml") for p in root().glob(pattern)]
     return {p.relative_to(root()).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
 
 

@@ -27,7 +27,7 @@ VIEWS = [lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x.swapaxes(0, 1), la
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    monkeypatch.setattr("fakd.data.screening.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fakd.data.prints.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr("fakd.data.pairs.cache_dir", lambda: tmp_path / "cache")
 
 

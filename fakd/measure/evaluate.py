@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from ..core import FakdError, pick
 from ..data.degrade import imresize
-from ..data.pairs import ImagePair, turned
+from ..data.pairs import ImagePair
+from ..data.patches import turned
 from ..data.sets import ImageSet
 from ..devices import PRECISIONS
 from ..images import to_batch, to_images
 from .metrics import psnr_y, ssim_y
 from .upscale import LEAST, bordered, tiled
 from ..nets.blocks import Net, evaluating, widen
-from ..nets.foreign import as_net
+from ..nets.wrapped import as_net
 from ..progress import follow
 from ..rows import Row, compare_sets
 
