@@ -215,8 +215,8 @@ class TeacherConfig(TrainConfig):
     @classmethod
     def _read_net(cls, net: Any) -> Any:
         if not isinstance(net, str):
-            raise FakdError(f"expected a network's name, such as rcan(n_feats=48), got {type(net).__name__}. A module of "
-                            'your own is trained without a teacher by DistillConfig(student=net, loss="DS").')
+            raise FakdError(f"expected a network's name, such as rcan(n_feats=48), got {type(net).__name__}. A module "
+                            'of your own is trained without a teacher by DistillConfig(student=net, loss="DS").')
         return net
 
     @field_validator("loss")
