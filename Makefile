@@ -32,8 +32,8 @@ lab: $(INSTALLED) ## open JupyterLab at the main notebook; options: make lab ARG
 	@echo "Opening JupyterLab; stop it with Ctrl-C"
 	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" $(ARGS) nbs/run_distill.ipynb
 
-export: $(INSTALLED) ## after editing a notebook: write fakd/*.py, clean the notebooks, render README.md
-	@echo "Exporting nbs/*.ipynb to fakd/*.py"
+export: $(INSTALLED) ## after editing a notebook: write fakd/, clean the notebooks, render README.md
+	@echo "Exporting nbs/*.ipynb to fakd/"
 	@$(BIN)/nbdev_export
 	@echo "Cleaning the notebooks"
 	@$(BIN)/nbdev_clean

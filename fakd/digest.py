@@ -62,7 +62,7 @@ def _feed(hasher: Any, obj: Any) -> None:
 # %% ../nbs/07_digest.ipynb #55c9eb03
 DECIDES = (
     "images", "draws",
-    "data.degrade", "data.pairs", "data.pairing", "data.sets", "data.screening",
+    "data.degrade", "data.pairs", "data.pairing", "data.patches", "data.sets", "data.prints", "data.screening",
     "nets.blocks", "nets.rcan", "nets.edsr", "nets.san", "nets.value_range", "nets.zoo", "nets.weights", "nets.foreign",
     "nets.onnx",
     "distil.taps", "distil.matching", "distil.affinity", "distil.terms", "distil.relations", "distil.features",

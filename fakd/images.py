@@ -33,6 +33,7 @@ __all__ = ['IMAGE_SUFFIXES', 'WRITABLE', 'Picture', 'read_picture', 'read_image'
 # %% ../nbs/03_images.ipynb #15f11b4a
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")  # as Pillow names them
+_PACKED = (1, 5, 8, 32773, 32946)  # in TIFF of 16 bits: not, LZW, Deflate, PackBits; no others are bounded
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -45,11 +46,15 @@ class Picture:
 
 
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
+def _reading(path: str | Path, memory_mb: float | None = None) -> Iterator[None]:
     "Faults of the readers in fakd's words; what four decoders raise for hostile files is no short list."
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             raise FakdError(f"{path}: not a readable image (it is no ordinary file).")
+        limit = memory_left() if memory_mb is None else memory_mb * 2**20
+        if found.st_size > limit:  # mostly holes, perhaps
+            raise ValueError(f"a file of {found.st_size // 2**20:,} MB, and {int(limit) // 2**20:,} MB may be taken")
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise FakdError(f"{path}: no such image file.") from None
@@ -120,6 +125,8 @@ def _tiff16(path: Path, memory_mb: float | None) -> tuple[np.ndarray, bytes | No
         kind, alphas, bits = tifffile.PHOTOMETRIC(page.photometric).name, page.extrasamples, page.bitspersample
         if page.sampleformat != 1 or len(alphas) > 1 or page.samplesperpixel - len(alphas) not in (1, 3, 4):
             raise ValueError(f"{page.samplesperpixel} samples of type {page.dtype}: save it as 8- or 16-bit RGB")
+        if page.imagedepth != 1:
+            raise ValueError(f"it holds {page.imagedepth} layers: save them one by one")
         tile = page.tilewidth * page.tilelength if page.is_tiled else 0
         each = bits // 8 * page.samplesperpixel if bits > 8 else 4
         _must_fit(page.imagelength + tile // max(1, page.imagewidth), page.imagewidth, 4 * each, memory_mb)
@@ -127,6 +134,8 @@ def _tiff16(path: Path, memory_mb: float | None) -> tuple[np.ndarray, bytes | No
             return None
         if bits != 16 or kind not in ("MINISBLACK", "MINISWHITE", "RGB") or 1 in alphas:  # 1: colours times alpha
             raise ValueError(f"{kind} of type {page.dtype}, {bits} bits: save it as 8- or 16-bit RGB, straight alpha")
+        if page.compression not in _PACKED:
+            raise ValueError(f"of 16 bits, compressed by {page.compression!r}: save it with Deflate or none")
         if page.compression in (8, 32946):
             size = 2 * page.samplesperpixel * max(tile, page.imagewidth * min(page.rowsperstrip, page.imagelength))
             for segment, _ in file.filehandle.read_segments(page.dataoffsets, page.databytecounts):
@@ -179,7 +188,7 @@ def read_picture(
 ) -> Picture:
     "Read an image file without loss of depth, alpha or profile; turned upright."
     path = Path(path)
-    with _reading(path):
+    with _reading(path, memory_mb):
         with open(path, "rb") as raw:
             head = raw.read(32)
         if head[:4] in _TIFF and (deep := _tiff16(path, memory_mb)):

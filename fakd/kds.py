@@ -26,9 +26,9 @@ from .images import quantise
 from .kds_loss import KdsError, LossChoice, Status, in_korean_too
 from .measure.metrics import rgb_to_y
 from .nets.blocks import SCALES
+from .nets.foreign import said_range
 from .nets.value_range import settle_range
 from .nets.weights import save_weights
-from .nets.zoo import NETS
 
 # %% auto #0
 __all__ = ['look', 'Registered', 'batch_psnr', 'Comparison', 'KDS']
@@ -83,7 +83,7 @@ class Registered:
         scale: int,          # of the batches
     ) -> None:
         "Find the value range, if nobody has said it."
-        said = 255 if type(self.net) in NETS.values() else getattr(self.net, "value_range", None)
+        said = said_range(self.net)
         if self.value_range is None and said not in (1, 255):
             name, said, lines = type(self.net).__name__, int(batch_range), list[str]()
             if scale in SCALES:

@@ -16,6 +16,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
 from .core import FakdError, atomic_write, pick, root
+from .devices import cpu_quota
 from .run_folder import find_runs
 
 # %% auto #0
@@ -56,11 +58,12 @@ def closing_line(
 
 # %% ../nbs/97_project.ipynb #42b00166
 def run_tool(
-    *command: str,       # name of a tool installed in this environment, then its arguments
-) -> tuple[int, str]:    # exit code and everything it printed
+    *command: str,                            # name of a tool installed in this environment, then its arguments
+    variables: dict[str, str] | None = None,  # environment variables of its own
+) -> tuple[int, str]:                         # exit code and everything it printed
     "Run a tool of this environment in the project's folder and show its output."
     scripts = sysconfig.get_path("scripts")
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | (variables or {})
     env |= {"PATH": scripts + os.pathsep + env.get("PATH", ""), "PYTHONUNBUFFERED": "1"}
     lines = []
     path, pipe, both = Path(scripts) / command[0], subprocess.PIPE, subprocess.STDOUT
@@ -82,7 +85,7 @@ def _tool(*command: str) -> Callable[[], Outcome]:
 # %% ../nbs/97_project.ipynb #f1e42308
 def _contents() -> dict[str, str]:
     "Checksum of every notebook and generated file."
-    files = [p for pattern in ("nbs/*.ipynb", "fakd/*.py", "pyproject.toml") for p in root().glob(pattern)]
+    files = [p for pattern in ("nbs/*.ipynb", "fakd/**/*.py", "pyproject.toml") for p in root().glob(pattern)]
     return {p.relative_to(root()).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
 
 
@@ -185,18 +188,35 @@ def read_junit(
             passed += 1
     return Outcome(passed, tuple(failed), skipped)
 
+# %% ../nbs/97_project.ipynb #8322be7d
+def _run_pytest(
+    junit: Path,                    # where the results are written
+    arguments: Sequence[str],       # of pytest
+    variables: dict[str, str],      # environment variables of its own
+) -> Outcome:
+    "Run pytest and count each test."
+    options = ["-q", "--continue-on-collection-errors", f"--junitxml={junit}"]
+    code, _ = run_tool("pytest", *options, *arguments, variables=variables)
+    outcome = read_junit(junit) if junit.exists() else Outcome()
+    if code and not outcome.failed:  # collected nothing, stopped half-way, broken option
+        outcome = Outcome(outcome.passed, (f"pytest (exit code {code})",), outcome.skipped)
+    return outcome
 
-def _pytest(*arguments: str) -> Callable[[], Outcome]:
-    "A step that runs pytest and counts each test."
+
+def _pytest(
+    *arguments: str,   # of pytest
+    workers: int = 1,  # processes that share the files of tests, if there are as many CPUs
+) -> Callable[[], Outcome]:
+    "A step that runs pytest."
 
     def step() -> Outcome:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "junit.xml"
-            code, _ = run_tool("pytest", "-q", "--continue-on-collection-errors", f"--junitxml={path}", *arguments)
-            outcome = read_junit(path) if path.exists() else Outcome()
-        if code and not outcome.failed:  # collected nothing, stopped half-way, broken option
-            outcome = Outcome(outcome.passed, (f"pytest (exit code {code})",), outcome.skipped)
-        return outcome
+        n = min(workers, cpu_quota())
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(n) as pool:
+            variables = {"FAKD_TEST_CLAIMS": folder, "OMP_NUM_THREADS": str(cpu_quota() // n)} if n > 1 else {}
+            runs = [pool.submit(_run_pytest, Path(folder) / f"{i}.xml", arguments, variables) for i in range(n)]
+            found = [run.result() for run in runs]
+        failed = tuple(sorted({name for one in found for name in one.failed}))
+        return Outcome(sum(one.passed for one in found), failed, sum(one.skipped for one in found))
 
     return step
 
@@ -209,7 +229,7 @@ STEPS: dict[str, tuple[str, Callable[[], Outcome]]] = {
     "mypy": ("types of the package", _tool("mypy", "fakd")),
     "rules": ("rules of the project", _pytest("tests/test_rules.py")),
     "notebooks": ("every library notebook runs and its checks hold", check_notebooks),
-    "tests": ("tests, and at the end whole runs through papermill", _pytest("tests", "--ignore=tests/test_rules.py")),
+    "tests": ("tests, and whole runs through papermill", _pytest("tests", "--ignore=tests/test_rules.py", workers=2)),
 }
 
 # %% ../nbs/97_project.ipynb #d5144f6e

@@ -129,12 +129,17 @@ class Config(BaseModel):
         "The marks `digest` and `resume` of each field."
         return {name: dict(field.json_schema_extra) for name, field in cls.model_fields.items()}  # type: ignore[arg-type]
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        "Networks that are at hand by their names."
+        return [(name, " and ".join(f"{spec}, a Python object" for spec in modules_in(value)) or value)
+                for name, value in self.model_dump().items()]
+
     def _repr_html_(self) -> str:
         origin = self.origin()
         rows = "".join(
             f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{origin[k]}</td>"
             f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
-            for k, v in self
+            for k, v in self.__repr_args__() if k
         )
         head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
         return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"

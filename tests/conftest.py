@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,6 @@ from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.append(str(Path(sys.prefix) / "extra"))  # spandrel without torchvision lies apart: see the Makefile
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers with all threads each would starve one another
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.register_profile("fakd", deadline=None, derandomize=True)  # same examples each time, no test of speed
 settings.load_profile("fakd")
@@ -19,6 +18,23 @@ settings.load_profile("fakd")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     "Rules first, whole runs last; in between as collected."
     items.sort(key=lambda item: (item.path.stem != "test_rules", item.path.stem.startswith("test_run_")))
+
+
+@cache
+def claimed(name: str) -> bool:
+    "Whether this process runs a file of tests: the first of those that share them (`make test`), or the only one."
+    if folder := os.environ.get("FAKD_TEST_CLAIMS"):
+        try:
+            (Path(folder) / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    "Leave the tests of a file that another process has claimed to it."
+    return None if claimed(item.path.name) else True
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fakd.core import FakdError
-from fakd.data.pairs import Patches
+from fakd.data.patches import Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import Taps

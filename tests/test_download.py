@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cuts, self.seen, self.fails, self.silent = {}, [], [], [], False
+        self.files, self.cuts, self.seen, self.fails, self.silent, self.length = {}, [], [], [], False, None
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
 
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         rest = body[start:]
         self.send_header("ETag", tag)
         if not self.server.silent:
-            self.send_header("Content-Length", str(len(rest)))
+            self.send_header("Content-Length", self.server.length or str(len(rest)))
         self.end_headers()
         self.wfile.write(rest[: self.server.cuts.pop(0)] if self.server.cuts else rest)
 
@@ -316,6 +316,12 @@ def test_a_way_round_within_the_scheme_is_taken(server, tmp_path):
     server.files["a.bin"] = b"whole"
     archive = Archive(f"{server.url}to/{server.url}a.bin", 1, 1, "")
     assert fetch(archive, tmp_path, progress=False).read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "9" * 5000])
+def test_a_length_that_is_none_is_passed_over(server, tmp_path, length):
+    server.files["a.bin"], server.length = b"whole", length
+    assert fetch(Archive(server.url + "a.bin", 1, 1, ""), tmp_path, progress=False).read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("silent,said", [(False, "file is larger than 1 MB"), (True, "more than 1 MB came")])

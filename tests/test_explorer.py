@@ -210,6 +210,11 @@ def test_save_explorer_says_why_it_made_nothing(runs: tuple[Run, Run], tmp_path:
         assert str(make_pages(own).explorer).startswith("none. ")  # the end of a run survives it, without a fuss
 
 
+def test_the_explorer_of_a_teacher_says_nothing_false(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    shown = explore_run(edited(runs[0], tmp_path).dir)
+    assert list(shown.nets) == ["teacher"] and shown.status == ""
+
+
 def test_without_snapshots_it_is_said_why(runs: tuple[Run, Run], tmp_path: Path) -> None:
     teacher, run = runs
     assert "this is the run of a teacher, which has none of its own" in progress_view(teacher).why

@@ -636,11 +636,30 @@ def test_keys_with_ctrl_meta_or_alt_are_never_taken(browser: Any, static_page: t
     assert w.page.evaluate(STATE) == before
     assert {"Shift", "2", "D", "Enter"} <= set(w.root.locator(".fx-keys kbd").all_text_contents())  # named in sight
     w.root.locator(".fx-image canvas").focus()
+    for key in ("D", "d"):  # as it stands in sight, or with caps lock, and as it is typed
+        w.press(key)
+        assert w.page.evaluate("explorer.get('mode')") == ("difference" if key == "D" else "similarity")
     w.press("+", "+", "l", "l", "k")
     zoom, y, x = w.page.evaluate("explorer.get('view')")
     assert zoom > 2 and x > 0.5 and y > 0.49
     watch.check()
     w.page.close()
+
+
+PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
+
+
+def test_only_what_can_be_done_is_named_and_long_names_fit(browser: Any, tmp_path: Path) -> None:
+    nets = [make_net("rcan(n_resgroups=3,n_resblocks=1,n_feats=8,reduction=4)", 2, seed=s).eval() for s in (0, 1)]
+    for students, how in (({}, {}), ({"a_network_with_a_name_of_many_letters" * 3: nets[1]}, PHONE)):
+        same = explore(nets[0], students, skimage.data.coffee(), side=16)
+        w, watch = open_static(browser, (same.to_html(tmp_path / "page.html").as_uri(), same), **how)
+        assert w.root.locator("[data-key=D]").evaluate("e => e.hidden") == (not students)  # nothing to subtract
+        said = w.root.locator(".fx-readout").text_content()
+        assert ("second pixel" if how else "Point at a map") in said  # a finger does not hover
+        assert w.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        watch.check()
+        w.page.close()
 
 
 def test_zoom_and_pan_by_keys_wheel_and_pointer(browser: Any, static_page: tuple[str, Explorer]) -> None:

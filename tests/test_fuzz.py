@@ -31,7 +31,8 @@ from safetensors.torch import save
 
 from fakd.core import FakdError, parse_spec
 from fakd.data.download import unpack
-from fakd.data.pairs import ImageCache, ImagePair, Patches
+from fakd.data.pairs import ImageCache, ImagePair
+from fakd.data.patches import Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss, check_spec, needs_of
 from fakd.images import image_size, read_image

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import struct
+import time
 import zipfile
 
 import numpy as np
@@ -125,7 +126,8 @@ def test_a_state_dict_that_contains_itself_is_refused(tmp_path):
 @pytest.mark.parametrize("odd", [
     torch.empty(8, 3, 3, 3, device="meta"), torch.zeros(8, 3, 3, 3).to_sparse(), torch.zeros(8, 3, 3, 3).cfloat(),
     torch.quantize_per_tensor(torch.zeros(8, 3, 3, 3), 1.0, 0, torch.qint8), torch.zeros(8, 3, 3, 3, dtype=torch.int8),
-    torch.zeros(8, 3, 3, 3, dtype=torch.bool),
+    torch.zeros(8, 3, 3, 3, dtype=torch.bool), torch.zeros(8, 3, 3, 3).to(torch.float8_e4m3fn),
+    torch.zeros(8, 3, 3, 3).to(torch.float8_e5m2), torch.full((8, 3, 3, 3), 1e300, dtype=torch.float64),
 ], ids=lambda x: f"{'meta' if x.is_meta else x.layout} {x.dtype}")  # fmt: skip
 def test_tensors_that_are_no_weights_are_refused(odd, state, tmp_path):
     torch.save({**state, "head.0.weight": odd}, tmp_path / "w.pth")
@@ -345,7 +347,7 @@ def test_an_onnx_file_is_not_believed_about_itself(notes, tmp_path):
     refused(lambda: OnnxNet(path), "n.onnx", "is noted as")
 
 
-@pytest.mark.parametrize("kind", ["Loop", "Scan", "SequenceMap"])
+@pytest.mark.parametrize("kind", ["Loop", "Scan", "SequenceMap", "BeamSearch"])
 @pytest.mark.parametrize("hidden", [False, True])
 def test_onnx_files_with_loops_are_refused(kind, hidden, tmp_path):
     h = pytest.importorskip("onnx").helper
@@ -398,6 +400,45 @@ def test_onnx_weights_outside_the_folder_are_refused(place, tmp_path):
     path = onnx_file(folder / "n.onnx", [node("Mul", ["u", "t"], ["y"])], initializers=[tensor])
     outside = place in ("/etc/hostname", "../secret", "link")
     refused(lambda: OnnxNet(path), "n.onnx", "outside its folder" if outside else "file of the network's weights")
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute"])
+def test_sparse_onnx_weights_outside_the_folder_are_refused(where, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    floats, sparse = onnx.TensorProto.FLOAT, onnx.SparseTensorProto(dims=[4])
+    sparse.values.CopyFrom(onnx.TensorProto(name="t", dims=[4], data_type=floats, data_location="EXTERNAL"))
+    sparse.values.external_data.add(key="location", value="../secret")
+    sparse.indices.CopyFrom(onnx.numpy_helper.from_array(np.arange(4)))
+    made = [node("Constant", [], ["t"], sparse_value=sparse)] if where == "attribute" else []
+    path = onnx_file(tmp_path / "n.onnx", [*made, node("Mul", ["u", "t"], ["y"])])
+    if where == "initializer":
+        model = onnx.load(path)
+        model.graph.sparse_initializer.append(sparse)
+        path.write_bytes(model.SerializeToString())
+    refused(lambda: OnnxNet(path), "n.onnx", "outside its folder")
+
+
+def test_an_onnx_file_of_mostly_holes_is_refused_unread(tmp_path):
+    path = onnx_file(tmp_path / "n.onnx", [node("Identity", ["u"], ["y"])])
+    os.truncate(path, 2**31)
+    refused(lambda: OnnxNet(path), "n.onnx", "larger than 2 GB")
+
+
+@pytest.mark.parametrize("size", ["of the image", "constant"])
+def test_an_onnx_file_that_computes_for_ever_is_stopped(size, tmp_path, monkeypatch):
+    "A thousand products of 1000 x 1000 take a minute or more."
+    monkeypatch.setattr("fakd.onnx.OPENING_S", 0.2)
+    zero = [constant("0", np.float32(0)), node("ReduceMax", ["x"], ["z"], keepdims=0), node("Mul", ["z", "0"], ["add"])]
+    begin = node("ConstantOfShape", ["shape"], ["m0"])
+    middle = [node("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(1000)]
+    if size == "of the image":  # cannot be computed beforehand
+        begin = node("ConstantOfShape", ["shape"], ["m"])
+        middle = [*zero, node("Add", ["m", "add"], ["m0"]), *middle]
+    ends = [node("ReduceMax", ["m1000"], ["m_"], keepdims=0), node("Mul", ["u", "m_"], ["y"])]
+    path = onnx_file(tmp_path / "n.onnx", [constant("shape", [1000, 1000]), begin, *middle, *ends])
+    began = time.monotonic()
+    refused(lambda: OnnxNet(path), "n.onnx", "takes longer than 0.2 s for an image of")
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("nodes", [[("Identity", ["x"], ["y"])], [("ReduceMax", ["u"], ["y"])],

@@ -172,6 +172,24 @@ def test_small_files_that_claim_much_are_refused_before_they_are_decoded(tmp_pat
     assert peak_kb() - before < 60_000
 
 
+@pytest.mark.parametrize("name, why", [("lzma.tif", "compressed by"), ("layers.tif", "16 layers"),
+                                       ("holes.png", "a file of .* MB"), ("holes.bmp", "a file of .* MB")])
+def test_what_nothing_bounds_is_refused_by_its_header(tmp_path, name, why):
+    "LZMA of small pictures that unpacks to gigabytes, layers that no size counts, files that are mostly holes."
+    file = tmp_path / name
+    if name == "lzma.tif":
+        tifffile.imwrite(file, DEEP, photometric="rgb", compression="lzma")
+    elif name == "layers.tif":
+        tifffile.imwrite(file, np.zeros((16, 16, 16), np.uint16), photometric="minisblack", volumetric=True,
+                         tile=(16, 16, 16))
+    else:
+        Image.fromarray(PHOTO).save(file)
+        os.truncate(file, 2**42)
+    for read in (read_picture, read_image) if name.endswith("tif") else (read_picture, read_image, image_size):
+        with pytest.raises(FakdError, match=why):
+            read(file)
+
+
 def test_a_flipped_bit_in_a_png_is_seen(tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "x.png")
     whole, draw = (tmp_path / "x.png").read_bytes(), np.random.default_rng(0)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fakd.core import FakdError
-from fakd.data.pairs import ImageCache, ImagePair, Patches, cached_pairs, prefetch
+from fakd.data.pairs import ImageCache, ImagePair, cached_pairs
+from fakd.data.patches import Patches, prefetch
 from fakd.data.sets import image_set
 from fakd.images import write_image
 
@@ -92,7 +93,8 @@ def test_sample_numbers_do_not_depend_on_batch_size_or_ranks(patches):
 
 
 def test_another_process_draws_the_same():
-    program = ("import numpy as np; from fakd.data.pairs import ImagePair, Patches; from fakd.digest import digest;"
+    program = ("import numpy as np; from fakd.data.pairs import ImagePair;"
+               "from fakd.data.patches import Patches; from fakd.digest import digest;"
                "hr = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8);"
                "print(digest(list(Patches([ImagePair('a', hr, hr[::2, ::2].copy())], 2, 8, 1).batch(7, 5))))")
     outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,

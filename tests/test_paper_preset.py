@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fakd.core import FakdError, parse_spec
-from fakd.data.pairs import Patches
+from fakd.data.patches import Patches
 from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import resolve_taps, tap_shapes

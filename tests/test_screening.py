@@ -1,6 +1,7 @@
 """Before training: every image is read, and test images among the training images are found, whole or in part."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ VIEWS = [lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x.swapaxes(0, 1), la
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    monkeypatch.setattr("fakd.data.screening.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fakd.data.prints.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr("fakd.data.pairs.cache_dir", lambda: tmp_path / "cache")
 
 
@@ -225,3 +226,9 @@ def test_an_evaluation_knows_what_its_networks_were_trained_on(tmp_path):
     assert uses["sample-eval"]["astronaut"].endswith(f"a piece, of {run.id}")  # as that run found
     assert uses["new"] == {"a": f"train of {run.id}, a piece"}  # found now
     assert "1 of 5 images of sample-eval are among the training images" in evaluation._repr_html_()
+    shutil.copytree(run.dir, tmp_path / "runs" / "second")  # of two networks that saw it, both are named
+    record = tmp_path / "runs" / "second" / "record.json"
+    record.write_text(record.read_text().replace(run.id, "second"))
+    with pytest.warns(UserWarning, match=f"astronaut .in .*, of {run.id}; in .*, of second"):
+        both = {"weights": f"{run.dir}+{record.parent}", "benchmarks": "sample-eval"}
+        prepare_evaluation(asked.model_copy(update=both))

@@ -70,6 +70,37 @@ def test_a_module_of_0_to_1_is_found_and_adapted(name, clamp):
     assert found.spec == "from01(value_range=1)" and found.assumptions[0].startswith("value_range=1: found by probing")
 
 
+class Ends(nn.Module):
+    "A network of 0..255 that takes and gives images of other ranges."
+
+    def __init__(self, net, taken, given):
+        super().__init__()
+        self.net, self.taken, self.given = net, taken, given
+
+    def forward(self, imgs):
+        return self.given(self.net(self.taken(imgs)))
+
+
+@pytest.mark.parametrize(("taken", "given", "said"), [
+    (lambda x: x, lambda y: (y / 255).clamp(0, 1), "0..255 and gives images of 0..1"),
+    (lambda x: 255 * x, lambda y: y.clamp(0, 255), "0..1 and gives images of 0..255"),
+    (lambda x: 127.5 * (x + 1), lambda y: y / 255, "-1..1 and gives images of 0..1"),
+])  # fmt: skip
+def test_a_module_whose_ends_are_of_two_ranges_is_refused(taken, given, said):
+    net = Ends(shipped("rcan-mini-x4"), taken, given)
+    with pytest.raises(FakdError, match=f"takes images of {said}"):
+        as_net(net)
+
+
+def test_a_network_of_fakd_that_was_filled_from_a_file_of_0_to_1_is_told_by_its_mean_shift():
+    net = shipped("rcan-mini-x4")
+    filled = copy.deepcopy(net)
+    filled.load_state_dict(state_of_range_1(net, mean=True))
+    found = Teacher(filled).net
+    same(found, net)
+    assert found.assumptions == ["value_range=1: told by its mean shift"]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_module_of_0_to_255_is_left_as_it_is(name):
     net = shipped(name)

@@ -93,7 +93,7 @@ def _transfer(
         done = done if going_on else 0
         name = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         tag.write_text("" if name.startswith("W/") else name)
-        left = int(answer.headers.get("Content-Length", 0))
+        left = _length(answer)
         bar = Bar(total=done + left, initial=done, unit="B", unit_scale=True, disable=not progress, leave=False)
         with open(part, "ab" if going_on else "wb") as file, bar:
             _receive(answer, file, done, most, bar)
@@ -107,9 +107,15 @@ def _check_scheme(url: str) -> None:
         raise FakdError(f"{url}: accepted are addresses that begin with https://.")
 
 # %% ../../nbs/17_data.download.ipynb #5b88370e
+def _length(answer: requests.Response) -> int:
+    "Bytes that are to come, as the server says; 0 if it says none, or no number."
+    told = answer.headers.get("Content-Length", "")
+    return int(told) if told.isdecimal() and len(told) < 20 else 0
+
+
 def _receive(answer: requests.Response, file: IO[bytes], done: int, most: int, bar: Bar) -> None:
     "Write what comes, but no more than the archive can have."
-    if done + int(answer.headers.get("Content-Length", 0)) > most:
+    if done + _length(answer) > most:
         raise FakdError(f"{answer.url}: the server's file is larger than {most // 10**6} MB; nothing was fetched.")
     for block in answer.iter_content(1 << 16):
         done += len(block)

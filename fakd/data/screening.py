@@ -5,27 +5,19 @@
 # %% ../../nbs/18_data.screening.ipynb #6319f6da
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-
-from ..core import FakdError, atomic_write
-from .pairs import ImagePair, cache_dir
+from ..core import FakdError
+from .pairs import ImagePair
+from .prints import kept_prints, prints_of, shared_images
 from .sets import ImageSet, lr_source
-from ..digest import digest
-from ..files import read_arrays
-from ..progress import follow
 from ..record import DataUse, read_record
 
 # %% auto #0
-__all__ = ['SSIM_PX', 'PERCEPTION_PX', 'check_set', 'Prints', 'prints_of', 'shared_images', 'data_use', 'screen',
-           'evaluation_use']
+__all__ = ['SSIM_PX', 'PERCEPTION_PX', 'check_set', 'data_use', 'screen', 'evaluation_use']
 
 # %% ../../nbs/18_data.screening.ipynb #91889467
 SSIM_PX, PERCEPTION_PX = 11, 32  # sides of SSIM's window and of the smallest image that LPIPS and DISTS take
@@ -47,139 +39,6 @@ def check_set(
             raise FakdError(f"{images.name}/{pair.name}: {w}x{h} pixels are too few to be scored at x{scale}, "
                             f"at least {least}x{least} are needed. Leave it out.")
     return pairs
-
-# %% ../../nbs/18_data.screening.ipynb #b45d2661
-_REACH, _RICH = 6, 16     # a window's pixels to each side of its middle; different codes that it has, at least
-_MOST, _EACH = 8192, 16   # windows of an image, at most; pixels for one window
-_PRINTS_FORMAT = 2  # raised when the same images give other prints
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    "A hash of each 32-bit number."
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
-
-
-def _codes(
-    img: np.ndarray,  # uint8, (h, w, 3)
-) -> np.ndarray:      # uint32, (h, w)
-    "The code of each pixel."
-    padded = np.pad(img, ((1, 1), (1, 1), (0, 0)), mode="edge").astype(np.uint32)
-    own = _mixed(padded[..., 0] | padded[..., 1] << 8 | padded[..., 2] << 16 | np.uint32(1 << 24))
-    beside = own[:-2, 1:-1] + own[2:, 1:-1] + own[1:-1, :-2] + own[1:-1, 2:]
-    return _mixed(own[1:-1, 1:-1] * np.uint32(0x9E3779B1) + beside)
-
-
-def _ring_weights() -> np.ndarray:  # uint64, (window's pixels)
-    "One odd factor for each distance from the middle that is the same in all eight views."
-    side = np.abs(np.arange(-_REACH, _REACH + 1))
-    ring = np.maximum(side[:, None], side) * (_REACH + 1) + np.minimum(side[:, None], side)
-    factors = np.random.default_rng(0).integers(2**63, size=(_REACH + 1) ** 2, dtype=np.uint64) | np.uint64(1)
-    return factors[ring].ravel()
-
-# %% ../../nbs/18_data.screening.ipynb #8551ecd4
-@dataclass(frozen=True)
-class Prints:
-    "What is kept of the images of a set to find their pixels again; sorted by window, so that sets meet in one pass."
-
-    whole: np.ndarray   # uint64, (images): the same for the same picture in any view
-    image: np.ndarray   # int32, (windows): which image
-    window: np.ndarray  # uint64, (windows): hash of a window
-    place: np.ndarray   # int32, (windows, 2): row and column of its middle
-
-
-def _print_of(
-    img: np.ndarray,  # uint8, (h, w, 3)
-) -> tuple[int, np.ndarray, np.ndarray]:
-    "Hash of a whole image, its windows, their places."
-    codes = _codes(img)
-    short, long = sorted(img.shape[:2])
-    whole = int(_spread(codes.astype(np.uint64)).sum(dtype=np.uint64)) ^ (short << 32 | long)
-    inner = codes[_REACH + 1:-_REACH - 1, _REACH + 1:-_REACH - 1]  # the padding's codes are not those of a larger image
-    if inner.size == 0:
-        return whole, np.zeros(0, np.uint64), np.zeros((0, 2), np.int32)
-    flat = inner.ravel()
-    kept = np.flatnonzero(flat < np.uint32(2**32 // _EACH))
-    if len(kept) > 2 * _MOST:  # some windows will say nothing
-        kept = kept[np.argpartition(flat[kept], 2 * _MOST)[:2 * _MOST]]
-    kept = kept[np.argsort(flat[kept], kind="stable")]
-    y, x = np.divmod(kept, inner.shape[1])
-    side = 2 * _REACH + 1
-    views = sliding_window_view(codes[1:-1, 1:-1], (side, side))
-    around = views[y, x]
-    cross = np.sort(np.concatenate([around[:, _REACH], around[:, :, _REACH]], axis=1), axis=1)  # the same in all views
-    rich = np.flatnonzero((np.diff(cross, axis=1) != 0).sum(1) + 1 >= _RICH)[:_MOST]
-    windows = (_spread(around[rich].reshape(len(rich), side * side).astype(np.uint64)) * _ring_weights()).sum(1)
-    return whole, windows, np.stack([y[rich], x[rich]], 1).astype(np.int32)
-
-
-def _spread(x: np.ndarray) -> np.ndarray:
-    "A hash of each 64-bit number."
-    x = (x ^ (x >> np.uint64(17))) * np.uint64(0xD6E8FEB86659FD93)
-    return x ^ (x >> np.uint64(32))
-
-# %% ../../nbs/18_data.screening.ipynb #d0a862e1
-def prints_of(
-    pairs: Sequence[ImagePair],  # whose HR images are looked at
-    key: str,                    # digest of what they were read from
-    progress: bool = False,      # show how far it is
-) -> Prints:
-    "Prints of images; of more than a megapixel they are kept beside the caches of images."
-    if (kept := _kept_prints(key)) is not None:
-        return kept
-    seen = follow(pairs, "look for test images", progress)
-    wholes, windows, places = zip(*(_print_of(pair.hr_img) for pair in seen), strict=True)
-    images = np.repeat(np.arange(len(pairs), dtype=np.int32), [len(each) for each in windows])
-    window = np.concatenate(windows)
-    order = np.argsort(window, kind="stable")
-    made = Prints(np.array(wholes, np.uint64), images[order], window[order], np.concatenate(places)[order])
-    if sum(pair.hr_img.size for pair in pairs) > 3 * 2**20:
-        with contextlib.suppress(OSError, FakdError), atomic_write(_prints_file(key)) as temporary:
-            np.savez(temporary, **vars(made))
-    return made
-
-
-def _prints_file(key: str) -> Path:
-    return cache_dir() / "prints" / f"{digest([_PRINTS_FORMAT, key])[:32]}.npz"
-
-
-def _kept_prints(key: str) -> Prints | None:
-    "Prints that were kept, if they are whole: a zip archive has a checksum for each array."
-    try:
-        return Prints(**read_arrays(_prints_file(key)))
-    except (FakdError, TypeError):
-        return None
-
-# %% ../../nbs/18_data.screening.ipynb #90c2593d
-_VIEWS = [(a, b, swap) for swap in (False, True) for a in (1, -1) for b in (1, -1)]
-
-
-def _alike(ours: np.ndarray, theirs: np.ndarray) -> int:
-    "How many places, (n, 2) each, are moved by one distance in one of the eight views."
-    most = 0
-    for a, b, swap in _VIEWS:
-        moved = ours - (theirs[:, ::-1] if swap else theirs) * np.array([a, b])
-        most = max(most, int(np.unique(moved, axis=0, return_counts=True)[1].max()))
-    return most
-
-
-def shared_images(
-    ours: Prints,    # of an evaluation set
-    theirs: Prints,  # of the training images
-) -> dict[int, tuple[int, bool]]:  # by number of our image: number of theirs, whether it is the whole picture
-    "Which images of a set the training images show in the same pixels."
-    found: dict[int, tuple[int, bool]] = {}
-    hit = np.searchsorted(theirs.window, ours.window)
-    hit[hit == len(theirs.window)] = 0
-    same = np.flatnonzero(theirs.window[hit] == ours.window) if len(theirs.window) else hit[:0]
-    both = np.stack([ours.image[same], theirs.image[hit[same]]], 1)
-    for i, j in np.unique(both, axis=0) if len(both) else []:
-        mine = same[(both == (i, j)).all(1)]
-        if len(mine) >= 3 and _alike(ours.place[mine], theirs.place[hit[mine]]) >= 3:
-            found.setdefault(int(i), (int(j), False))
-    by_whole = {int(value): j for j, value in reversed(list(enumerate(theirs.whole)))}
-    return found | {i: (by_whole[int(v)], True) for i, v in enumerate(ours.whole) if int(v) in by_whole}
 
 # %% ../../nbs/18_data.screening.ipynb #9bc78741
 def data_use(
@@ -235,7 +94,7 @@ def _trained_on(
             found |= {name: f"{told}, of {record.run_id}" for name, told in known.trained_on.items()}
         elif known.role == "train" and known.digest == use.digest:
             found |= {pair.name: f"{where}, the whole picture" for pair in pairs}
-        elif known.role == "train" and (kept := _kept_prints(known.digest)) is not None:
+        elif known.role == "train" and (kept := kept_prints(known.digest)) is not None:
             for i, (_, whole) in shared_images(prints_of(pairs, use.digest), kept).items():
                 found[pairs[i].name] = f"{where}, {'the whole picture' if whole else 'a piece'}"
     return found
@@ -250,10 +109,12 @@ def evaluation_use(
 ) -> DataUse:
     "Check a set before it is used, and look whether the networks were trained on its images."
     pairs, use = check_set(images, scale, least_px, progress=True), data_use(images, "evaluate", scale, name)
-    seen: dict[str, str] = {}
+    seen: dict[str, list[str]] = {}
     for path in weights:
-        seen |= _trained_on(path, use, pairs)
-    use = use.model_copy(update={"trained_on": seen})
+        for image, told in _trained_on(path, use, pairs).items():
+            seen.setdefault(image, []).append(told)
+    known = {image: "; in ".join(dict.fromkeys(told)) for image, told in seen.items()}
+    use = use.model_copy(update={"trained_on": known})
     if use.warning:
         warnings.warn(use.warning, stacklevel=2)
     return use

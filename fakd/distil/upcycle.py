@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import FakdError, pick
-from ..data.pairs import turned
+from ..data.patches import turned
 from .affinity import mean_abs
 from .images import bicubic
 from .terms import Batch, Term

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..core import FakdError, atomic_write, parse_spec
 from ..images import read_image, to_images
+from ..labels import name_points
 from ..measure.metrics import rgb_to_y
 from ..record import Record
 from ..rows import METHODS, Compared, Row, compare_sets, gains, known_methods, left_out_words
@@ -499,13 +500,15 @@ def gain_figure(
     longer = {name: list(gains(rows, name, "distilled", "plain_equal_time").values()) for name in by_set}
     c, every = THEMES[theme], [0.0, *itertools.chain(*by_set.values(), *longer.values())]
     with figure_style(theme):
-        fig = blank_figure(WIDTHS[width], 0.46 + 0.28 * len(by_set))
-        axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, 0.28 * len(by_set))
+        tall = sum(0.44 if longer[name] else 0.28 for name in by_set)
+        fig = blank_figure(WIDTHS[width], 0.46 + tall)
+        axes = _place(fig, 0.85, 0, WIDTHS[width] - 0.95, tall)
         axes.grid(False)
         axes.axvline(0, color=c["muted"], lw=0.8, zorder=1)
         for i, name in enumerate(by_set):
-            _dots(axes, by_set[name], i - 0.17 * bool(longer[name]), c, c["accent"])
-            _dots(axes, longer[name], i + 0.17, c, c["paper"])
+            half = 0.15 if longer[name] else 0.3  # of a bar: two lines of one set do not touch
+            _dots(axes, by_set[name], (i - 0.2 * bool(longer[name]), half), c, c["accent"])
+            _dots(axes, longer[name], (i + 0.2, half), c, c["paper"])
         axes.set(yticks=range(len(by_set)), ylim=(len(by_set) - 0.5, -0.5))
         for label in axes.set_yticklabels([one_line(n, 15) for n in by_set], color=c["ink"]):
             label.set_parse_math(False)
@@ -519,11 +522,12 @@ def gain_figure(
     return fig
 
 # %% ../../nbs/50_look.figures.ipynb #080816ef
-def _dots(axes: Axes, values: Sequence[float], at: float, c: Mapping[str, str], fill: str) -> None:
-    "The differences of a set, and their mean."
+def _dots(axes: Axes, values: Sequence[float], line: tuple[float, float], c: Mapping[str, str], fill: str) -> None:
+    "The differences of a set at a height, and their mean as a bar of half a length."
+    at, half = line
     if values:
         axes.plot(values, np.full(len(values), at), "o", ms=4.6, mfc=fill, mec=c["accent"], mew=0.7, zorder=3)
-        axes.plot([np.mean(values)] * 2, [at - 0.3, at + 0.3], color=c["ink"], lw=1.6, zorder=4)
+        axes.plot([np.mean(values)] * 2, [at - half, at + half], color=c["ink"], lw=1.6, zorder=4)
 
 # %% ../../nbs/50_look.figures.ipynb #4c64c0af
 @dataclass(frozen=True)
@@ -645,7 +649,7 @@ def pareto_figure(
     with figure_style(theme):
         fig = blank_figure(across * wide + 0.2 * (across - 1), tall * math.ceil(len(costs) / across))
         for i, (label, cost) in enumerate(costs.items()):
-            axes = _place(fig, i % across * (wide + 0.2) + 0.45, i // across * tall + 0.1, wide - 0.6, tall - 0.6)
+            axes = _place(fig, i % across * (wide + 0.2) + 0.5, i // across * tall + 0.1, wide - 0.65, tall - 0.6)
             front = pareto_front(psnr, cost)
             axes.plot([cost[n] for n in front], [psnr[n] for n in front], color=c["accent"], lw=1.2, zorder=3)
             if baseline is not None:
@@ -653,13 +657,12 @@ def pareto_figure(
                 axes.annotate("bicubic", (0, baseline), (4, 3), xycoords=("axes fraction", "data"), fontsize=7,
                               textcoords="offset points", color=c["muted"])
             for name, x in cost.items():
-                good = name in front
-                axes.plot(x, psnr[name], "o", ms=5, mfc=c["accent"] if good else c["paper"], mec=c["accent"], zorder=4)
-                away, side = (6, "bottom") if good else (-6, "top")  # so that the names of near neighbours stay apart
-                axes.annotate(one_line(name, 30), (x, psnr[name]), (0, away), textcoords="offset points", fontsize=7,
-                              ha="center", va=side, color=c["ink"], zorder=5)
+                fill = c["accent"] if name in front else c["paper"]
+                axes.plot(x, psnr[name], "o", ms=5, mfc=fill, mec=c["accent"], zorder=4)
             axes.set_xscale("log")
             axes.margins(x=0.25, y=0.22)
+            texts, at = [one_line(name, 26) for name in cost], [(x, psnr[name]) for name, x in cost.items()]
+            name_points(axes, texts, at, [name in front for name in cost], c)
             axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
             axes.xaxis.set_major_formatter(lambda v, _: short(v) if v >= 1e3 else f"{v:g}")
             axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..core import FakdError, pick
 from ..data.degrade import imresize
-from ..data.pairs import ImagePair, turned
+from ..data.pairs import ImagePair
+from ..data.patches import turned
 from ..data.sets import ImageSet
 from ..devices import PRECISIONS
 from ..images import to_batch, to_images

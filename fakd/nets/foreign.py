@@ -22,11 +22,12 @@ from ..core import FakdError
 from ..files import memory_bound
 from .blocks import evaluating
 from .value_range import SIDE, probe_images, settle_range, try_views
-from .weights import UnknownNetError, load_net, read_state
+from .weights import UnknownNetError, load_net, read_state, shift_range
 from .zoo import NETS, make_net, net_spec
 
 # %% auto #0
-__all__ = ['Foreign', 'load_any', 'unwrapped', 'single', 'copied', 'as_net', 'ready_net', 'able_net', 'spec_of', 'assumed_of']
+__all__ = ['Foreign', 'load_any', 'unwrapped', 'single', 'copied', 'said_range', 'as_net', 'ready_net', 'able_net', 'spec_of',
+           'assumed_of']
 
 # %% ../../nbs/28_nets.foreign.ipynb #319a1735
 @contextmanager
@@ -223,13 +224,20 @@ def _scale_of(net: nn.Module) -> int:
     return int(scale)
 
 
+def said_range(
+    net: nn.Module,  # any module
+) -> Any:            # 255 or 1; None: it says nothing that is known here
+    "The value range that a network tells of itself: ours by their mean shift, others by their `value_range`."
+    return (shift_range(net) or 255) if type(net) in NETS.values() else getattr(net, "value_range", None)
+
+# %% ../../nbs/28_nets.foreign.ipynb #125ec94e
 def as_net(
     net: nn.Module,                  # any module from LR to SR images, (b, 3, h, w) to (b, 3, scale*h, scale*w)
     value_range: int | None = None,  # of its images: 1 (0..1) or 255 (0..255); None: as it says, or probing tells
 ) -> nn.Module:                      # 0..255 in and out, fp32, with `scale`, `spec` and `assumptions`; seldom a copy
     "Any module as a network of fakd; what is one already stays as it is."
     net = single(unwrapped(net))
-    said = 255 if type(net) in NETS.values() else getattr(net, "value_range", None)
+    said = said_range(net)
     if said == 255 and isinstance(getattr(net, "scale", None), int) and value_range in (None, 255):
         return net
     scale, lines = _scale_of(net), list(getattr(net, "assumptions", []))
@@ -238,8 +246,10 @@ def as_net(
     if value_range is None and said not in (1, 255):
         said, found = settle_range(net, scale, type(net).__name__)
         lines += found
+    if value_range is None and said == 1 and type(net) in NETS.values():
+        lines.append("value_range=1: told by its mean shift")
     spec = type(net).__name__.lower()
-    value_range = int(value_range or said)  # type: ignore[arg-type]
+    value_range = int(value_range or said)
     if value_range == 1 or any("assumed" in line for line in lines):
         for line in lines:
             warnings.warn(f"{spec}: {line}", stacklevel=2)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ from .foreign import load_any
 from .value_range import settle_range
 
 # %% auto #0
-__all__ = ['MOST_NODES', 'RANGE_NOTE', 'extra', 'OnnxNet', 'open_net']
+__all__ = ['MOST_NODES', 'OPENING_S', 'RANGE_NOTE', 'extra', 'OnnxNet', 'open_net']
 
 # %% ../../nbs/29_nets.onnx.ipynb #3bd27c8b
 def extra(
@@ -40,7 +41,7 @@ def extra(
         raise FakdError(f"{user} needs {package}: pip install fakd[onnx]") from None
 
 # %% ../../nbs/29_nets.onnx.ipynb #4ab666c2
-_ENDLESS = ("Loop", "Scan", "SequenceMap")
+_ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
 MOST_NODES = 200_000  # after functions are put in place of their names; the largest of the lineage has 4,000
 
 
@@ -72,13 +73,16 @@ def _count_nodes(model: Any) -> int:
 
 # %% ../../nbs/29_nets.onnx.ipynb #68b2acc5
 def _tensors(model: Any) -> Iterator[Any]:
-    "All constants of a model."
-    for graph in (model.graph, *model.functions):
-        attributes = [a for node in _nodes(graph) for a in node.attribute]
-        inner = [g for a in attributes for g in (a.g, *a.graphs)]
-        for g in (graph, *inner):
-            yield from getattr(g, "initializer", ())
-        yield from (t for a in attributes for t in (a.t, *a.tensors))
+    "All constants of a model, wherever they stand: dense, sparse, in branches, functions and what is for training."
+    waiting = [model]
+    while waiting:
+        message = waiting.pop()
+        if message.DESCRIPTOR.name == "TensorProto":
+            yield message
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if hasattr(value, "ListFields") else value)
 
 # %% ../../nbs/29_nets.onnx.ipynb #39ec278e
 def _check_model(
@@ -88,6 +92,8 @@ def _check_model(
     onnx = extra("onnx", "OnnxNet")
     sizes = {Path(path): regular_file(path, "ONNX file").stat().st_size}
     check_kind(path)
+    if sizes[Path(path)] >= 2**31:
+        raise FakdError(f"{path}: larger than 2 GB, which no ONNX file can be; larger networks keep weights beside it.")
     try:
         with memory_bound(8 * sizes[Path(path)] + 2**30):
             model = onnx.load(str(path), format="protobuf", load_external_data=False)
@@ -102,7 +108,7 @@ def _check_model(
                     sizes[beside] = regular_file(beside, "file of the network's weights").stat().st_size
     except Exception as fault:  # protobuf's own kinds of error have no common parent
         why = "functions nested too deeply" if isinstance(fault, RecursionError) else str(fault).strip().split("\n")[0]
-        raise FakdError(f"{path}: not a readable ONNX file ({why}).") from None
+        raise FakdError(f"{path}: not a readable ONNX file ({why or type(fault).__name__}).") from None
     return sum(sizes.values())
 
 # %% ../../nbs/29_nets.onnx.ipynb #08fba273
@@ -132,8 +138,9 @@ def _session(path: str | Path) -> Any:
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4  # a fault is raised, not printed as well
     try:
-        with memory_bound(min(8 * held + 2**31, memory_left())):  # constants are computed here already
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with memory_bound(min(8 * held + 2**31, memory_left())):
+            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"],
+                                               disabled_optimizers=["ConstantFolding"])  # that could take for ever
     except Exception as fault:  # the runtime's own kinds of error have no common parent
         raise FakdError(f"{path}: not a readable ONNX file ({str(fault).strip().splitlines()[0]}).") from None
     ends = session.get_inputs(), session.get_outputs()
@@ -146,6 +153,29 @@ def _session(path: str | Path) -> Any:
         raise FakdError(f"{path}: it takes only images of {sides[1]}x{sides[0]} pixels. "
                         "Export it with free height and width.")
     return session
+
+# %% ../../nbs/29_nets.onnx.ipynb #116db8ec
+OPENING_S = 300.0  # seconds for a trial; the largest of the lineage takes 3 on one core
+
+
+def _run(
+    session: Any,           # of ONNX Runtime
+    values: np.ndarray,     # the input
+    within: float | None,   # seconds; None: as long as it takes
+) -> np.ndarray:
+    "The output; stopped between two of its operations when the time is over."
+    options = extra("onnxruntime", "OnnxNet").RunOptions()
+    options.log_severity_level = 4
+    timer = Timer(within or 0, setattr, (options, "terminate", True))
+    if within is not None:
+        timer.start()
+    try:
+        return session.run(None, {session.get_inputs()[0].name: values}, options)[0]
+    except Exception as fault:
+        late = f"it takes longer than {within:g} s for an image of {values.shape[3]}x{values.shape[2]} pixels"
+        raise FakdError(late if options.terminate else str(fault).strip().splitlines()[0]) from None
+    finally:
+        timer.cancel()
 
 # %% ../../nbs/29_nets.onnx.ipynb #9364e02e
 RANGE_NOTE = "0..255 RGB"  # in the metadata of a file that fakd wrote
@@ -165,6 +195,7 @@ class OnnxNet(nn.Module):
         if value_range not in (None, 1, 255):
             raise FakdError(f"value_range {value_range}: choose 1 for images of 0..1 or 255 for 0..255.")
         self.session, self.gain, self.assumptions = _session(path), 1.0, list[str]()
+        self.within: float | None = OPENING_S
         self.one_by_one = self.session.get_inputs()[0].shape[0] == 1
         known = self.session.get_modelmeta().custom_metadata_map
         self.source, self.spec = known.get("source", ""), Path(path).stem.lower()
@@ -183,6 +214,7 @@ class OnnxNet(nn.Module):
             for line in self.assumptions:
                 warnings.warn(f"{path}: {line}", stacklevel=2)
         self.gain = 255 / (value_range or 255)
+        self.within = None
 
     def get_extra_state(self) -> str:
         "The digest of the file, so that networks of different files differ."
@@ -190,10 +222,10 @@ class OnnxNet(nn.Module):
 
     def forward(self, lr_imgs: Tensor) -> Tensor:
         values = np.ascontiguousarray(lr_imgs.detach().cpu().float().numpy()) / np.float32(self.gain)
-        name, parts = self.session.get_inputs()[0].name, np.split(values, len(values)) if self.one_by_one else [values]
+        parts = np.split(values, len(values)) if self.one_by_one else [values]
         try:
             with memory_bound(memory_left()):
-                sr_imgs = np.concatenate([self.session.run(None, {name: part})[0] for part in parts])
+                sr_imgs = np.concatenate([_run(self.session, part, self.within) for part in parts])
         except Exception as fault:  # as above
             raise FakdError(f"ONNX Runtime on {tuple(lr_imgs.shape)}: {str(fault).strip().splitlines()[0]}") from None
         b, _, h, w = lr_imgs.shape

@@ -129,12 +129,34 @@ def try_views(
     return Finding(first if errors[first] <= LEVEL_LEAD * errors[second] else None, tied, psnr)
 
 # %% ../../nbs/25_nets.value_range.ipynb #f8502dbd
+def _mixed(net: Callable[[Tensor], Tensor], taken: int, given: int) -> Callable[[Tensor], Tensor]:
+    "A network that takes images of one range and gives images of another, as one of 0..255."
+    (gain, offset), (scale, shift) = RANGES[taken], RANGES[given]
+    return lambda imgs: (net(imgs * gain + offset) - shift) / scale
+
+
 def _bounded(net: Callable[[Tensor], Tensor], lr_imgs: Tensor) -> bool:
     "Whether a network's output stays in 0..1 however bright its input: it ends in a clamp or a sigmoid."
     made = [_tried(net, k * lr_imgs) for k in (1.0, 1e4)]
     return all(m is not None and bool(m.min() >= 0 and m.max() <= 1 and m.std() > 0) for m in made)
 
 
+def _refuse_mixed(
+    net: Callable[[Tensor], Tensor],  # gives no picture where both ends have one range
+    scale: int,                       # its scale
+    name: str,                        # what messages call it
+    like: Tensor,                     # see `try_views`
+) -> None:
+    "Refuse a network that gives a picture if its input and output are of different ranges."
+    ends = [(taken, given) for taken in RANGES for given in RANGES if taken != given]
+    found = try_views({pair: _mixed(net, *pair) for pair in ends}, scale, like)
+    if found.tied:
+        taken, given = (f"{min(end, 0)}..{abs(end)}" for end in found.tied[0])
+        raise FakdError(f"{name} takes images of {taken} and gives images of {given} "
+                        f"({found.psnr[found.tied[0]]:.1f} dB on a photograph so). "
+                        "Wrap it in a module that takes and gives 0..1 or 0..255.")
+
+# %% ../../nbs/25_nets.value_range.ipynb #81b78724
 def settle_range(
     net: nn.Module,          # from LR to SR images (b, 3, h, w)
     scale: int,              # its scale
@@ -150,6 +172,8 @@ def settle_range(
             found = found._replace(best=None)  # untrained; it meets the photograph by chance
         if found.best is None and found.tied and not found.alike:
             found = try_views({key: in_range(run, key) for key in (255, 1)}, scale, like)
+        if not found.tied and not found.refused:
+            _refuse_mixed(run, scale, name, like)
         bounded = not found.tied and _bounded(run, probe_images(scale)[0].to(like))
     told = f"{found.psnr[255]:.1f} dB on a photograph as 0..255, {found.psnr[1]:.1f} as 0..1"
     if found.best == -1:

@@ -24,8 +24,8 @@ from .value_range import Finding, try_views
 from .zoo import NETS, count_weights, make_net, net_spec, parse_net
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'read_border', 'load_weights',
-           'load_net', 'save_weights', 'net_digest', 'warm_start']
+__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'shift_range', 'read_border',
+           'load_weights', 'load_net', 'save_weights', 'net_digest', 'warm_start']
 
 # %% ../../nbs/27_nets.weights.ipynb #0e6d6583
 # the first that is there is opened
@@ -71,7 +71,8 @@ def read_state(
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise FakdError(f"{path}: holds no state dict (names to tensors).")
     state = _bare(state)
-    endless = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    endless = [name for name, value in floats.items() if not value.float().isfinite().all()]  # as networks hold them
     if endless:
         more = f" and {len(endless) - 1} more" if endless[1:] else ""
         raise FakdError(f"{path}: {endless[0]}{more} holds values that are not finite (NaN or infinite).")
@@ -208,8 +209,10 @@ def _note(net: nn.Module, lines: list[str], source: str) -> nn.Module:
     return net
 
 # %% ../../nbs/27_nets.weights.ipynb #be0714d4
-def _shift_range(net: Any) -> int | None:
-    "The range that the stored mean shifts are of; None: they are zero, or tell neither."
+def shift_range(
+    net: Any,      # of fakd
+) -> int | None:   # 255 or 1; None: they are zero, or tell neither
+    "The range that a network's mean shifts are of."
     shifts = (net.sub_mean.bias / net.sub_mean.weight.flatten(1).diagonal(), net.add_mean.bias)
     told = {1 if 0.05 < (size := shift.abs().max().item()) < 1.5 else 255 if 15 < size < 400 else 0 for shift in shifts}
     return told.pop() or None if len(told) == 1 else None
@@ -248,7 +251,7 @@ def _settle(net: Any, state: Mapping[str, Tensor], source: str, given: int | Non
         raise FakdError(f"value_range {given}: choose 1 for images of 0..1 or 255 for 0..255.")
     stored = any(name in _MEANS for name in type(net).rename(list(state)).values())
     constant = any(name.startswith("conv_first.") for name in state)  # BasicSR
-    told = _shift_range(net) if stored else None
+    told = shift_range(net) if stored else None
     if told and given not in (None, told):
         raise FakdError(f"{source}: value_range={given} was given, but its mean shift is that of {told}.")
     ways = [(255, True), (1, True)] if stored or constant else [(255, True), (255, False), (1, False)]

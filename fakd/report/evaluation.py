@@ -249,7 +249,7 @@ def _quality_and_costs(
             "Parameters": {n: net["params"] for n, net in mine.items()},
             "Multiply-adds, LR 48 \u00d7 48": {n: net["macs"] for n, net in mine.items()},
             "Latency, ms": {n: net["latency"]["median_ms"] for n, net in mine.items() if net.get("latency")},
-            "Peak memory, bytes": {n: net["peak_memory"] for n, net in mine.items() if net.get("peak_memory")},
+            "Peak memory, MB": {n: net["peak_memory"] / 1e6 for n, net in mine.items() if net.get("peak_memory")},
         }
         costs = {label: {n: v for n, v in cost.items() if v > 0} for label, cost in costs.items()}
         if psnr:

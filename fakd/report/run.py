@@ -441,14 +441,23 @@ def _index_row(run: Run, folder: Path) -> dict[str, Any]:
     "One run in the list: what it asked, and its result on the first set."
     record, known = run.record, run.record.resolved
     name = next((r.set for r in record.rows), fixed(None))
-    gain = gains(record.rows, name)
-    scores = [mean_psnr(record, m, name) for m in ("distilled", "teacher", "plain")]
+    nets = record.student.get("nets")  # of an evaluation, whose best network is shown
+    scores = [mean_psnr(record, m, name) for m in nets or ("distilled", "teacher", "plain")]
+    known_scores = [v for v in scores if v is not None]
+    psnr = max(known_scores, default=None) if nets else next(iter(known_scores), None)
     page = run.dir.relative_to(folder) / "report.html"
     return {"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "set": name,
-            "student": _network(record.student), "day": record.finished[:10],
+            "student": f"{len(nets)} network{'s' * (len(nets) > 1)}" if nets else _network(record.student),
+            "day": record.finished[:10],
             **{k: fixed(None) if known.get(k) is None else known[k] for k in ("scale", "loss", "steps", "seed")},
-            "psnr": fixed(next((v for v in scores if v is not None), None)),
-            "gain": signed(sum(gain.values()) / len(gain)) if gain else fixed(None)}
+            "psnr": fixed(psnr), "gain": _mean_gain(record, name, "plain"),
+            "gain_at_time": _mean_gain(record, name, "plain_equal_time")}
+
+
+def _mean_gain(record: Record, name: str, baseline: str) -> str:
+    "What distillation gained on a set against one of the plain students."
+    gain = gains(record.rows, name, "distilled", baseline)
+    return signed(sum(gain.values()) / len(gain)) if gain else fixed(None)
 
 
 def index_page(

@@ -234,10 +234,11 @@ export class Hand {
       0: () => view.set("view", [1, 0.5, 0.5]), 2: () => this.toggleSecond(), Enter: () => this.keep(),
       d: () => view.rows.comparing && view.set("mode", view.rows.different ? "affinity" : "difference"),
     };
-    if (!view.ready || !isOurs(event) || !Object.hasOwn(keys, event.key)) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key; // capitals too, as they stand in sight
+    if (!view.ready || !isOurs(event) || !Object.hasOwn(keys, key)) return;
     event.preventDefault();
     event.stopPropagation();
-    keys[event.key]();
+    keys[key]();
   }
 
   /** Move the active query; one that leaves the view takes it along. @param {number} dy @param {number} dx */

@@ -32,7 +32,7 @@ function keyHelp() {
   const keys = [["\u2190 \u2191 \u2193 \u2192", "move the query"], ["Shift", "by 8"], ["+ \u2212 0", "zoom"], ["I J K L", "move the view"],
     ["2", "second pixel"], ["Enter", "keep"], ["D", "difference"]];
   return make("p", { class: "fx-keys" }, "Keys on the image and the maps: ",
-    ...keys.map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)));
+    ...keys.map(([key, what]) => make("span", { "data-key": key }, make("kbd", {}, key), ` ${what}`)));
 }
 
 /** What is chosen beside the pictures: taps, colours, zoom, files, and the moment of the training. */
@@ -144,6 +144,7 @@ class Controls {
       element.hidden = name === "mode" ? !view.rows.comparing : name === "difference_max" && !view.rows.different;
     }
     this.choices.tap.select.disabled = !view.canFetch;
+    /** @type {any} */ (view.keys.querySelector("[data-key=D]")).hidden = this.choices.mode.element.hidden;
     this.own.hidden = !view.live;
     this.second.setAttribute("aria-pressed", String(view.get("query2") !== null));
     this.drawTraining();
@@ -227,9 +228,10 @@ class View {
     this.spoken = make("p", { class: "fx-hidden", "aria-live": "polite" });
     const left = make("div", { class: "fx-left" }, this.image.element, controls.zoom, controls.actions, this.list);
     const right = make("div", { class: "fx-right" }, this.grid, this.legend, controls.training, this.readout);
+    this.keys = keyHelp();
     this.root = make("section", { class: "fakd-explorer", "aria-label": "Affinity explorer" },
       make("div", { class: "fx-choices" }, ...Object.values(controls.choices).map((c) => c.element)),
-      make("div", { class: "fx-body" }, left, right), keyHelp(), this.status, this.spoken);
+      make("div", { class: "fx-body" }, left, right), this.keys, this.status, this.spoken);
     this.listen(window, "keydown", (event) => shieldKeys(this.root, event), { capture: true });
     this.hand.reach(this.image);
     this.listen(this.root, "dragover", (event) => { event.preventDefault(); this.root.classList.add("fx-drop"); });
@@ -378,7 +380,7 @@ class View {
     const first = /** @type {Point} */ (query), other = this.hand.hover ?? second;
     this.readout.textContent = other
       ? `${place(first)} and ${place(other)}: ${this.rows.sentence(first, other)}`
-      : `Query at ${place(first)}. Point at a map to read its values.`;
+      : `Query at ${place(first)}. ${matchMedia("(hover: none)").matches ? "A second pixel reads the values there" : "Point at a map to read its values"}.`;
     clearTimeout(this.speaking);
     this.speaking = setTimeout(() => { // not each pixel of a long way
       const more = second ? `, second at ${place(second)}: ${this.rows.sentence(first, second)}` : "";

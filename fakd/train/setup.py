@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from ..core import FakdError
-from ..data.pairs import ImagePair, Patches
+from ..data.pairs import ImagePair
+from ..data.patches import Patches
 from ..data.screening import screen
 from ..data.sets import ImageSet, image_set, image_sets
 from ..devices import set_threads

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..core import FakdError
-from ..data.pairs import Patches, prefetch
+from ..data.patches import Patches, prefetch
 from ..devices import PRECISIONS
 from ..distil.loss import DistillLoss
 from ..distil.taps import Taps
