@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from ..core import FakdError, find_path, portable
+from ..core import FakdError, find_path, portable, split_joined
 from ..data.sets import found_benchmarks, image_sets, read_sets
 from ..devices import choose_device, choose_precision
 from ..files import read_json
@@ -86,7 +86,7 @@ class EvaluateConfig(Config):
     @property
     def backbone_files(self) -> list[str]:
         "The files that LPIPS and DISTS need, none if they are not wanted."
-        return [path.strip() for path in self.backbones.split("+")] if self.backbones else []
+        return split_joined(self.backbones) if self.backbones else []
 
 # %% ../../nbs/80_study.config.ipynb #65ad6d2e
 def find_weights(
@@ -94,7 +94,7 @@ def find_weights(
 ) -> list[Path]:    # each once, relative to the project where they lie in it
     "The weights files that are meant: of a folder its own, of a run or a folder of runs those of finished runs."
     found: dict[Path, None] = {}
-    for part in [text] if os.path.exists(find_path(text)) else [part.strip() for part in text.split("+")]:
+    for part in split_joined(text):
         path = find_path(part)
         if os.path.isdir(path):
             files = [p for p in path.glob("[!.]*") if p.suffix in WEIGHTS_SUFFIXES]

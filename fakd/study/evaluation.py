@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..about import environment
-from ..core import FakdError, find_path
+from ..core import FakdError, find_path, split_joined
 from ..data.degrade import imresize
 from ..data.screening import PERCEPTION_PX, evaluation_use
 from ..data.sets import ImageSet, image_sets
@@ -31,9 +31,9 @@ from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seei
 from ..measure.perceptual import perceptual_measures
 from ..measure.upscale import pixel_bytes
 from ..memory import peak_memory
-from ..nets.foreign import as_net, assumed_of
 from ..nets.onnx import open_net
 from ..nets.weights import net_digest
+from ..nets.wrapped import as_net, assumed_of
 from ..progress import Bar
 from ..record import DataUse, Record
 from ..report.pages import make_pages
@@ -132,7 +132,7 @@ def _find_nets(
 ) -> dict[str, tuple[nn.Module, str]]:  # by name: the network, and where it is from
     "The networks that are meant, each ready."
     paths = find_weights(files) if files else []
-    named = {Path(find_path(part.strip())).resolve() for part in (text, *text.split("+"))} if text else set()
+    named = {find_path(part).resolve() for part in split_joined(text)} if text else set()
     found = {name: (as_net(net).eval().requires_grad_(False), AT_HAND) for name, net in at_hand.items()}
     passed = list[str]()
     for name, path in zip(net_names([find_path(p) for p in paths]), paths, strict=True):

@@ -5,18 +5,17 @@
 # %% ../../nbs/62_train.networks.ipynb #7cb85034
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..core import FakdError, find_path, parse_spec, places, portable
+from ..core import FakdError, find_path, parse_spec, places, portable, split_joined
 from ..data.sets import SETS
-from ..nets.foreign import copied, ready_net, spec_of
 from ..nets.onnx import open_net
 from ..nets.weights import load_net, read_state, warm_start
+from ..nets.wrapped import copied, ready_net, spec_of
 from ..nets.zoo import NETS, make_net, parse_net
 from .teacher import Teacher
 
@@ -81,11 +80,11 @@ def split_teachers(
     text: str,      # one teacher, or several joined by +
 ) -> list[str]:     # a file whose own name has a + stays whole
     "The teachers that are meant."
-    parts = [part.strip() for part in text.split("+")]
+    parts = split_joined(text)
     if not all(parts):
         raise FakdError(f'teacher "{text}": a name is empty. Give a weights file or a network; leave it out for the '
                         "preset's own.")
-    return [text] if os.path.exists(find_path(text)) else parts
+    return parts
 
 
 def find_teacher(
@@ -165,7 +164,7 @@ def from_anywhere(
 
     named = {key: value for key, value in given.items() if key in _PATHS and isinstance(value, str)}
     for key, value in named.items():
-        parts = [value] if Path(value).exists() else value.split("+")
+        parts = split_joined(value, lambda part: Path(part).exists())
         if key not in ("teacher", "student") or all(names_weights(part.strip()) for part in parts):
             named[key] = "+".join(map(whole, parts))
     return {name: as_plain(value) for name, value in {**given, **named}.items()}
