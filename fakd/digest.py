@@ -63,7 +63,8 @@ def _feed(hasher: Any, obj: Any) -> None:
 DECIDES = (
     "images", "draws",
     "data.degrade", "data.pairs", "data.pairing", "data.patches", "data.sets", "data.prints", "data.screening",
-    "nets.blocks", "nets.rcan", "nets.edsr", "nets.san", "nets.value_range", "nets.zoo", "nets.weights", "nets.foreign",
+    "nets.blocks", "nets.rcan", "nets.edsr", "nets.san", "nets.value_range", "nets.zoo", "nets.weights", "nets.wrapped",
+    "nets.foreign",
     "nets.onnx",
     "distil.taps", "distil.matching", "distil.affinity", "distil.terms", "distil.relations", "distil.features",
     "distil.images", "distil.upcycle", "distil.loss",

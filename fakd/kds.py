@@ -26,9 +26,9 @@ from .images import quantise
 from .kds_loss import KdsError, LossChoice, Status, in_korean_too
 from .measure.metrics import rgb_to_y
 from .nets.blocks import SCALES
-from .nets.foreign import said_range
 from .nets.value_range import settle_range
 from .nets.weights import save_weights
+from .nets.wrapped import said_range
 
 # %% auto #0
 __all__ = ['look', 'Registered', 'batch_psnr', 'Comparison', 'KDS']
@@ -88,7 +88,7 @@ class Registered:
             name, said, lines = type(self.net).__name__, int(batch_range), list[str]()
             if scale in SCALES:
                 with in_korean_too():
-                    said, lines = settle_range(_Picture(self.net), scale, name, said)
+                    said, lines, _ = settle_range(_Picture(self.net), scale, name, said)
             for line in lines if said != batch_range else []:
                 warnings.warn(f"{name}: {line}", stacklevel=4)
         self.value_range = self.value_range or said

@@ -19,8 +19,8 @@ from .core import FakdError, atomic_write
 from .draws import rng
 from .measure.upscale import pixel_bytes
 from .nets.blocks import SCALES, net_scale
-from .nets.foreign import as_net, copied, single, unwrapped
 from .nets.onnx import RANGE_NOTE, OnnxNet, extra
+from .nets.wrapped import as_net, copied, single, unwrapped
 
 # %% auto #0
 __all__ = ['CHECKED', 'TOLERANCE', 'export_onnx']

@@ -22,8 +22,8 @@ from fakd.images import write_image
 from fakd.look.figures import result_table
 from fakd.look.watchers import Progress
 from fakd.measure.evaluate import evaluate
-from fakd.nets.foreign import as_net
 from fakd.nets.weights import load_net, read_state, save_weights
+from fakd.nets.wrapped import as_net
 from fakd.nets.zoo import NETS, make_net, net_spec
 from fakd.report.finding import finding
 from fakd.report.run import run_page

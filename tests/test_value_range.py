@@ -8,10 +8,11 @@ from fixtures import prepared
 from torch import nn
 
 from fakd.core import FakdError, root
-from fakd.nets.foreign import as_net, load_any, unwrapped
+from fakd.nets.foreign import load_any
 from fakd.nets.onnx import OnnxNet, open_net
 from fakd.nets.value_range import probe_images, try_views
 from fakd.nets.weights import load_net
+from fakd.nets.wrapped import as_net, unwrapped
 from fakd.nets.zoo import make_net
 from fakd.train.teacher import Teacher
 

@@ -33,7 +33,7 @@ def spatial_affinity(
     maps: Tensor,       # feature maps, (b, c, h, w), any float dtype
     eps: float = 1e-8,  # added to the norm, as FAKD's code does
 ) -> Tensor:            # cosine affinity, (b, n, n) with n = h*w, in [-1, 1], at least fp32
-    "Cosine similarity of every pair of positions (FAKD, section 2.1)."
+    "Cosine similarity of every pair of positions (FAKD, ICIP 2020, as in its code)."
     with no_autocast(maps.device):
         unit = unit_maps(maps, eps)
         return unit.transpose(1, 2) @ unit

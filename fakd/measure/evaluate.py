@@ -23,7 +23,7 @@ from ..images import to_batch, to_images
 from .metrics import psnr_y, ssim_y
 from .upscale import LEAST, bordered, tiled
 from ..nets.blocks import Net, evaluating, widen
-from ..nets.foreign import as_net
+from ..nets.wrapped import as_net
 from ..progress import follow
 from ..rows import Row, compare_sets
 

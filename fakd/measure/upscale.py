@@ -20,7 +20,7 @@ from ..core import FakdError
 from ..data.degrade import imresize
 from ..memory import peak_memory
 from ..nets.blocks import SCALES, Net, evaluating, net_device, net_scale
-from ..nets.foreign import as_net
+from ..nets.wrapped import as_net
 from ..progress import follow
 
 # %% auto #0

@@ -126,7 +126,7 @@ def gate(
 
 # %% ../../nbs/20_nets.blocks.ipynb #b1648b99
 class ChannelAttention(nn.Module):
-    "Rescale channels by a gate computed from their global means (RCAN, ECCV 2018, section 3.3)."
+    "Rescale channels by a gate computed from their global means (RCAN, ECCV 2018)."
 
     def __init__(self, n_feats: int, reduction: int):
         super().__init__()

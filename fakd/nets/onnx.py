@@ -210,7 +210,7 @@ class OnnxNet(nn.Module):
         except FakdError as fault:
             raise FakdError(f"{path}: {str(fault).rstrip('.')}.") from None
         if value_range is None and known.get("range") != RANGE_NOTE:
-            value_range, self.assumptions = settle_range(self, check_scale(self.scale), str(path))
+            value_range, self.assumptions, _ = settle_range(self, check_scale(self.scale), str(path))
             for line in self.assumptions:
                 warnings.warn(f"{path}: {line}", stacklevel=2)
         self.gain = 255 / (value_range or 255)

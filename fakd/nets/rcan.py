@@ -26,7 +26,7 @@ __all__ = ['RCAB', 'ResidualGroup', 'RCAN']
 
 # %% ../../nbs/21_nets.rcan.ipynb #2fd651ae
 class RCAB(nn.Module):
-    "Residual channel-attention block: conv, ReLU, conv, attention, plus the input (RCAN, eq. 12)."
+    "Residual channel-attention block: conv, ReLU, conv, attention, plus the input (RCAN, ECCV 2018)."
 
     def __init__(self, n_feats: int, reduction: int):
         super().__init__()
@@ -39,7 +39,7 @@ class RCAB(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    "`n_resblocks` blocks and a convolution, plus the input (RCAN, eq. 7)."
+    "`n_resblocks` blocks and a convolution, plus the input (RCAN, ECCV 2018)."
 
     def __init__(self, n_resblocks: int, n_feats: int, reduction: int):
         super().__init__()

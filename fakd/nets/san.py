@@ -33,7 +33,7 @@ __all__ = ['covariance', 'matrix_sqrt', 'SecondOrderAttention', 'NonLocal', 'Qua
 def covariance(
     maps: Tensor,  # (b, c, h, w)
 ) -> Tensor:       # (b, c, c), divided by the number of positions
-    "Covariance of the channels over all positions (SAN, section 3.3)."
+    "Covariance of the channels over all positions (SAN, CVPR 2019)."
     x = maps.flatten(2)
     x = x - x.mean(2, keepdim=True)
     return x @ x.mT / x.shape[2]
@@ -58,7 +58,7 @@ def matrix_sqrt(
 
 # %% ../../nbs/23_nets.san.ipynb #fefc55bd
 class SecondOrderAttention(nn.Module):
-    "Rescale channels by gates computed from the root of their covariance (SAN, section 3.3)."
+    "Rescale channels by gates computed from the root of their covariance (SAN, CVPR 2019)."
 
     SIDE: ClassVar[int] = 1000  # statistics come from at most this many pixels on a side
 
@@ -133,7 +133,7 @@ class SANBlock(nn.Module):
 
 
 class SANGroup(nn.Module):
-    "`n_resblocks` blocks, second-order attention and a convolution, plus the input (SAN, section 3.2)."
+    "`n_resblocks` blocks, second-order attention and a convolution, plus the input (SAN, CVPR 2019)."
 
     def __init__(self, n_resblocks: int, n_feats: int, reduction: int):
         super().__init__()

@@ -22,7 +22,7 @@ from .blocks import evaluating
 
 # %% auto #0
 __all__ = ['RANGES', 'SIDE', 'LEVELS', 'WORST', 'LEAD', 'LEVELS_OFF', 'LEVEL_LEAD', 'in_range', 'probe_images', 'level_error',
-           'Finding', 'try_views', 'settle_range']
+           'Finding', 'try_views', 'shift_range', 'Settled', 'settle_range']
 
 # %% ../../nbs/25_nets.value_range.ipynb #beeda38a
 # of a grey level v the network wants gain * v + offset
@@ -128,6 +128,15 @@ def try_views(
         return Finding(None, [], psnr)
     return Finding(first if errors[first] <= LEVEL_LEAD * errors[second] else None, tied, psnr)
 
+# %% ../../nbs/25_nets.value_range.ipynb #596c6be4
+def shift_range(
+    net: Any,      # of fakd
+) -> int | None:   # 255 or 1; None: they are zero, or tell neither
+    "The range that a network's mean shifts are of."
+    shifts = (net.sub_mean.bias / net.sub_mean.weight.flatten(1).diagonal(), net.add_mean.bias)
+    told = {1 if 0.05 < (size := shift.abs().max().item()) < 1.5 else 255 if 15 < size < 400 else 0 for shift in shifts}
+    return told.pop() or None if len(told) == 1 else None
+
 # %% ../../nbs/25_nets.value_range.ipynb #f8502dbd
 def _mixed(net: Callable[[Tensor], Tensor], taken: int, given: int) -> Callable[[Tensor], Tensor]:
     "A network that takes images of one range and gives images of another, as one of 0..255."
@@ -157,12 +166,20 @@ def _refuse_mixed(
                         "Wrap it in a module that takes and gives 0..1 or 0..255.")
 
 # %% ../../nbs/25_nets.value_range.ipynb #81b78724
+class Settled(NamedTuple):
+    "The value range that a network is used with."
+
+    value_range: int   # 1 or 255
+    lines: list[str]   # how that was found, for its record
+    sure: bool = True  # False: nothing tells it, and the usual range was assumed
+
+
 def settle_range(
     net: nn.Module,          # from LR to SR images (b, 3, h, w)
     scale: int,              # its scale
     name: str,               # what messages call it
     usual: int = 255,        # assumed where the network gives no picture in any range
-) -> tuple[int, list[str]]:  # 1 or 255, and what was assumed
+) -> Settled:
     "Find a network's value range by probing, or refuse it."
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
     run = net.forward  # hooks on the network do not see this
@@ -180,15 +197,16 @@ def settle_range(
         raise FakdError(f"{name} works with images of -1..1 ({told}, {found.psnr[-1]:.1f} as -1..1). "
                         "Wrap it in a module that takes and gives 0..1 or 0..255.")
     if found.best is not None:
-        return found.best, [f"value_range={found.best}: found by probing ({told})"]
+        return Settled(found.best, [f"value_range={found.best}: found by probing ({told})"])
     if (255 in found.refused) != (1 in found.refused):
         value_range = 1 if 255 in found.refused else 255
-        return value_range, [f"value_range={value_range}: it refuses images of 0..{256 - value_range}"]
+        return Settled(value_range, [f"value_range={value_range}: it refuses images of 0..{256 - value_range}"])
     if bounded:
-        return 1, [f"value_range=1: its output stays within 0..1 whatever goes in ({told})"]
+        return Settled(1, [f"value_range=1: its output stays within 0..1 whatever goes in ({told})"])
     if found.alike:
-        return usual, []
+        return Settled(usual, [])
     if found.tied:
         raise FakdError(f"{name}: its value range cannot be told ({told}). "
                         "Give value_range=1 for images of 0..1, or value_range=255 for 0..255.")
-    return usual, [f"value_range={usual}: assumed, since it gives no picture in either range ({told})"]
+    line = f"value_range={usual}: assumed, since it gives no picture in either range ({told})"
+    return Settled(usual, [line], sure=False)

@@ -20,12 +20,12 @@ from ..core import FakdError, Spec, atomic_write, find_path, parse_spec
 from ..digest import digest
 from ..files import parse_json, read_tensors
 from .blocks import SCALES
-from .value_range import Finding, try_views
+from .value_range import Finding, shift_range, try_views
 from .zoo import NETS, count_weights, make_net, net_spec, parse_net
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'shift_range', 'read_border',
-           'load_weights', 'load_net', 'save_weights', 'net_digest', 'warm_start']
+__all__ = ['WRAPPERS', 'read_state', 'UnknownNetError', 'guess_net', 'MisfitError', 'fit_state', 'read_border', 'load_weights',
+           'load_net', 'save_weights', 'net_digest', 'warm_start']
 
 # %% ../../nbs/27_nets.weights.ipynb #0e6d6583
 # the first that is there is opened
@@ -209,15 +209,6 @@ def _note(net: nn.Module, lines: list[str], source: str) -> nn.Module:
     return net
 
 # %% ../../nbs/27_nets.weights.ipynb #be0714d4
-def shift_range(
-    net: Any,      # of fakd
-) -> int | None:   # 255 or 1; None: they are zero, or tell neither
-    "The range that a network's mean shifts are of."
-    shifts = (net.sub_mean.bias / net.sub_mean.weight.flatten(1).diagonal(), net.add_mean.bias)
-    told = {1 if 0.05 < (size := shift.abs().max().item()) < 1.5 else 255 if 15 < size < 400 else 0 for shift in shifts}
-    return told.pop() or None if len(told) == 1 else None
-
-
 def _reading(net: Any, value_range: int, mean: bool, stored: bool) -> Any:
     "A filled network of 0..255, as if its file were of this range, with or without mean; a copy."
     net, gain = copy.deepcopy(net), 255 / value_range

@@ -31,9 +31,9 @@ from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seei
 from ..measure.perceptual import perceptual_measures
 from ..measure.upscale import pixel_bytes
 from ..memory import peak_memory
-from ..nets.foreign import as_net, assumed_of
 from ..nets.onnx import open_net
 from ..nets.weights import net_digest
+from ..nets.wrapped import as_net, assumed_of
 from ..progress import Bar
 from ..record import DataUse, Record
 from ..report.pages import make_pages

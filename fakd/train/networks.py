@@ -13,9 +13,9 @@ from torch import nn
 
 from ..core import FakdError, find_path, parse_spec, places, portable, split_joined
 from ..data.sets import SETS
-from ..nets.foreign import copied, ready_net, spec_of
 from ..nets.onnx import open_net
 from ..nets.weights import load_net, read_state, warm_start
+from ..nets.wrapped import copied, ready_net, spec_of
 from ..nets.zoo import NETS, make_net, parse_net
 from .teacher import Teacher
 

@@ -27,8 +27,8 @@ from ..look.keep import keep_images
 from ..look.watchers import Curves, HistoryFile, Progress, Snapshots
 from ..measure.evaluate import NotFinite, bicubic_rows, choose_border, evaluate, super_resolve
 from ..measure.metrics import psnr_y
-from ..nets.foreign import Foreign, assumed_of
 from ..nets.weights import load_net, load_weights, save_weights
+from ..nets.wrapped import Foreign, assumed_of
 from ..record import Record
 from ..rows import Row, summarise
 from ..run_folder import Run, artefacts, now, read_history, write_history, write_record

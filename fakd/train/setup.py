@@ -29,8 +29,8 @@ from ..distil.trial import loss_memory, refuse_idle
 from ..look.keep import affinity_pair, middles, query_pixels
 from ..measure.cost import describe_net
 from ..nets.blocks import evaluating
-from ..nets.foreign import able_net, assumed_of, spec_of
 from ..nets.weights import net_digest
+from ..nets.wrapped import able_net, assumed_of, spec_of
 from ..record import DataUse, Record
 from ..run_folder import Run, now
 from .config import DistillConfig, RunConfig, TeacherConfig

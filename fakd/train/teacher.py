@@ -15,7 +15,7 @@ from ..distil.matching import suggest_taps
 from ..distil.taps import Taps, features_of, resolve_taps
 from ..draws import torch_rng
 from ..nets.blocks import widen
-from ..nets.foreign import as_net, spec_of
+from ..nets.wrapped import as_net, spec_of
 
 # %% auto #0
 __all__ = ['DRAWS', 'Teacher', 'who_teaches', 'mean_image', 'Lesson', 'Ensemble', 'tap_pairs', 'suggest_pairs']
