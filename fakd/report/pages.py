@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from ..core import FakdError
+from ..core import FakdError, UnwrittenError
 from ..look.page import save_explorer
 from .evaluation import evaluation_page
 from .run import run_page
@@ -49,6 +49,8 @@ def make_pages(
     for name, make in makers.items():
         try:
             made[name] = make(run)
+        except UnwrittenError as fault:  # a run is whole with its report: without one, asking again makes both
+            return Pages(f"none. {fault}", made.get("explorer", f"none. {fault}"))
         except FakdError as fault:  # it says itself what there is not to show
             made[name] = f"none. {fault}"
         except Exception as fault:  # noqa: BLE001  (of any kind: the run is whole, and its other page is worth having)
