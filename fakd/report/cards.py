@@ -52,6 +52,7 @@ def card(
     train = next(use for use in record.data if use.role == "train")
     weights = next(a for a in record.artefacts if a.path.startswith("weights/"))
     about = SETS.get(train.name)
+    given = {**record.given, "benchmarks": "+".join(compare_sets(record.rows))}  # those scored later too
     template = Environment(keep_trailing_newline=True, undefined=StrictUndefined).from_string(static("card.md.j2"))
     return template.render(
         r=record.model_dump(),
@@ -60,7 +61,7 @@ def card(
         train=train,
         weights=weights,
         settings=_SETTINGS,
-        command=repeat_command(record),
+        command=repeat_command(record.model_copy(update={"given": given})),
         source="" if about is None else about.source,
         note="" if about is None else about.note,
     )
