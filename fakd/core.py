@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['MOST_SPEC', 'FakdError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home', 'places', 'static',
-           'expand', 'find_path', 'portable', 'split_joined', 'atomic_write', 'sweep']
+__all__ = ['MOST_SPEC', 'FakdError', 'UnwrittenError', 'nearest', 'pick', 'Spec', 'literal', 'parse_spec', 'root', 'home',
+           'places', 'static', 'expand', 'find_path', 'portable', 'split_joined', 'atomic_write', 'sweep']
 
 # %% ../nbs/00_core.ipynb #1f5d047a
 class FakdError(ValueError):
     "A fault of what the user gave: it says what was given, what is accepted and what to do."
+
+
+class UnwrittenError(FakdError):
+    "A file could not be written, as on a full disk; what was there before is untouched."
 
 # %% ../nbs/00_core.ipynb #79206b5b
 def nearest(
@@ -233,7 +237,7 @@ def atomic_write(
             Path(name).unlink(missing_ok=True)
         if isinstance(fault, OSError) and fault.errno in _UNWRITABLE:
             before = "What was there before is untouched." if os.path.exists(path) else "Nothing was left there."
-            raise FakdError(f"{path} could not be written: {fault.strerror}. {before}") from None
+            raise UnwrittenError(f"{path} could not be written: {fault.strerror}. {before}") from None
         raise
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
         folder = os.open(path.parent, os.O_DIRECTORY)

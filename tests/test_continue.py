@@ -435,3 +435,21 @@ def test_a_run_on_a_disk_that_fills_goes_on_when_there_is_room_again(asked, afte
     run = distill(**asked)
     assert run.record.resumed_from_step == {"distilled": [5]}
     assert np.isfinite(run.record.history["distilled"]["psnr_y"])
+
+
+@pytest.mark.parametrize("page", ["explorer.html", "report.html"])
+def test_pages_that_did_not_fit_are_made_by_the_next_call_without_training(asked, page, monkeypatch, no_training):
+    real = os.replace
+
+    def replace(a, b):
+        if Path(b).name == page:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", replace)
+    run = distill(**asked)
+    assert run.finished and not (run.dir / "report.html").exists()
+    monkeypatch.setattr(os, "replace", real)
+    no_training()
+    assert distill(**asked).dir == run.dir
+    assert (run.dir / "report.html").exists() and (run.dir / "explorer.html").exists()

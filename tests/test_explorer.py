@@ -212,7 +212,7 @@ def test_save_explorer_says_why_it_made_nothing(runs: tuple[Run, Run], tmp_path:
 
 def test_the_explorer_of_a_teacher_says_nothing_false(runs: tuple[Run, Run], tmp_path: Path) -> None:
     shown = explore_run(edited(runs[0], tmp_path).dir)
-    assert list(shown.nets) == ["teacher"] and shown.status == ""
+    assert list(shown.exhibit.nets) == ["teacher"] and shown.status == ""
 
 
 def test_without_snapshots_it_is_said_why(runs: tuple[Run, Run], tmp_path: Path) -> None:

@@ -233,7 +233,6 @@ def explore(
     image = skimage.data.astronaut() if image is None else image
     hr_img = image if isinstance(image, np.ndarray) else read_image(find_path(image))
     scale: Any = next(iter(nets.values())).scale
-    nets = {name: net.eval() for name, net in nets.items()}
     return Explorer(exhibit(nets, middle_pair(hr_img, scale, side), taps))
 
 

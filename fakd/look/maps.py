@@ -23,6 +23,7 @@ from ..distil.taps import Taps, resolve_taps
 from ..files import Arrays, read_arrays
 from ..images import to_batch
 from .figures import TITLES
+from ..nets.blocks import evaluating
 from ..progress import Bar
 from ..run_folder import Run
 
@@ -203,7 +204,7 @@ def feature_maps(
     found: dict[str, list[Tensor]] = {}
     for name in Bar(nets, desc="features", unit="network", leave=False, delay=1):
         net, where = nets[name], next(nets[name].parameters())
-        with torch.no_grad(), Taps(net, places[name]) as seen:
+        with torch.no_grad(), evaluating(net), Taps(net, places[name]) as seen:
             net(to_batch([lr_img], where.device).to(where.dtype))
             found[name] = [m.float().cpu() for m in seen.maps]
     first = next(iter(places.values()))

@@ -22,7 +22,8 @@ from ..distil.affinity import affinity_distance, mean_row
 from ..distil.taps import Taps
 from ..files import read_arrays
 from ..images import to_batch
-from .figures import curve_figure
+from .curves import curve_figure
+from ..nets.blocks import evaluating
 from ..progress import Bar, notebook_display
 from ..run_folder import Run, write_history
 
@@ -129,12 +130,9 @@ class Snapshots:
         self.compared: list[int] = []  # a tap: over how many rows the distance is taken
 
     def _maps(self, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
-        where, was = next(net.parameters()), net.training
-        with torch.inference_mode(), Taps(net.eval(), names) as taps:  # to look must not change what a network keeps
-            net(self.lr_imgs.to(where.device))
-            found = [maps.float() for maps in taps.maps]
-        net.train(was)
-        return found
+        with torch.inference_mode(), evaluating(net), Taps(net, names) as taps:
+            net(self.lr_imgs.to(next(net.parameters()).device))
+            return [maps.float() for maps in taps.maps]
 
     def _row(self, *maps: Tensor) -> np.ndarray:
         return mean_row(maps, self.query, self.lr_imgs.shape[2:])[0].half().cpu().numpy()

@@ -73,6 +73,10 @@ def load_any(
     except UnknownNetError as fault:
         known = str(fault)
     state, metadata = read_state(path)
+    if "network" in metadata:  # see `fakd.train.run.fit`: a module of the user's own
+        raise FakdError(f"{path}: weights of {metadata['network']}, a module of your own, which they alone do not make "
+                        "again. Fill one: load_weights(net, path); what takes networks by name takes it, "
+                        'such as evaluate_weights(nets={"mine": net}).')
     spandrel = _spandrel()
     try:
         with memory_bound(8 * sum(x.nbytes for x in state.values()) + 2**31):

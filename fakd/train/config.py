@@ -211,6 +211,14 @@ class TeacherConfig(TrainConfig):
     )
     loss: str = setting("DS", "terms that need no teacher")
 
+    @field_validator("net", mode="before")
+    @classmethod
+    def _read_net(cls, net: Any) -> Any:
+        if not isinstance(net, str):
+            raise FakdError(f"expected a network's name, such as rcan(n_feats=48), got {type(net).__name__}. A module "
+                            'of your own is trained without a teacher by DistillConfig(student=net, loss="DS").')
+        return net
+
     @field_validator("loss")
     @classmethod
     def _check_loss(cls, loss: str) -> str:
