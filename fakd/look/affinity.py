@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -158,7 +159,8 @@ class DistanceTable(dict[str, list[float | None]]):
         self.taps, self.what = list(taps), what
 
     def _repr_html_(self) -> str:
-        lines = [[tap, *(fixed(v[i], 4) for v in self.values())] for i, tap in enumerate(self.taps)]
+        lines = [[Markup("<code>{}</code>").format(tap), *(fixed(v[i], 4) for v in self.values())]
+                 for i, tap in enumerate(self.taps)]
         heads = ["tap", *(TITLES.get(name, name) for name in self)]
         return html_table(heads, lines, 1, f"Mean |\u0394 affinity| to the teacher over {self.what}")
 
