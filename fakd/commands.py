@@ -18,15 +18,14 @@ from pydantic.fields import FieldInfo
 
 from .core import FakdError, find_path, nearest, places, portable
 from .distil.loss import LOSSES
-from .look.figures import result_table
+from .look.results import result_table
 from .measure.cost import count_params
 from .nets.blocks import net_scale
 from .nets.foreign import load_any
 from .nets.weights import read_state
 from .nets.zoo import NETS, make_net, parse_net
 from .onnx import export_onnx
-from .report.pages import make_pages
-from .report.run import index_page
+from .report.pages import index_page, make_pages
 from .run_folder import Run
 from .runs import distill, train_teacher
 from .settings import Config

@@ -31,10 +31,10 @@ from .nets.weights import save_weights
 from .nets.wrapped import said_range
 
 # %% auto #0
-__all__ = ['look', 'Registered', 'batch_psnr', 'Comparison', 'KDS']
+__all__ = ['maps_and_sr', 'Registered', 'batch_psnr', 'Comparison', 'KDS']
 
 # %% ../nbs/93_kds.ipynb #6054fcc6
-def look(
+def maps_and_sr(
     net: nn.Module,                  # returns (feature_maps, sr), or sr alone
     lr: Tensor,                      # LR images, (b, 3, h, w)
     taps: Sequence[int | str] = (),  # places whose maps are wanted, see `resolve_taps`; empty: what the network returns
@@ -93,14 +93,14 @@ class Registered:
                 warnings.warn(f"{name}: {line}", stacklevel=4)
         self.value_range = self.value_range or said
 
-    def look(
+    def maps_and_sr(
         self,
         imgs: Tensor,        # LR images, (b, 3, h, w)
         batch_range: float,  # of these and of what is given back
     ) -> tuple[list[Tensor], Tensor]:  # feature maps, and SR images
         "One forward pass, in the network's own precision and range."
         gain = (self.value_range or batch_range) / batch_range
-        maps, sr = look(self.net, gain * imgs.to(self.dtype), self.taps)
+        maps, sr = maps_and_sr(self.net, gain * imgs.to(self.dtype), self.taps)
         return maps, sr / gain
 
 
@@ -112,7 +112,7 @@ class _Picture(nn.Module):
         self.net = net
 
     def forward(self, lr: Tensor) -> Tensor:
-        return look(self.net, lr)[1]
+        return maps_and_sr(self.net, lr)[1]
 
 # %% ../nbs/93_kds.ipynb #990ac461
 def batch_psnr(
@@ -255,7 +255,7 @@ class Comparison:
             _check_range(self.told, lr, hr)
             for seen in filter(None, (student, teacher)):
                 seen.settle(self.told, hr.shape[2] // lr.shape[2])
-        student_maps, sr = student.look(lr, self.told)
+        student_maps, sr = student.maps_and_sr(lr, self.told)
         _same_size(sr, hr, "hr")
         teacher_maps, teacher_sr = self.taught(lr)
         if teacher is not None:
@@ -268,9 +268,9 @@ class Comparison:
         with in_korean_too():
             total, terms = self.criterion(Batch(
                 sr, hr, lr, teacher_sr, student_maps, [teacher_maps],
-                student=lambda imgs: student.look(imgs, self.told)[1],
+                student=lambda imgs: student.maps_and_sr(imgs, self.told)[1],
                 teacher=lambda imgs: self.taught(imgs)[::-1],
-                features=lambda imgs: teacher.look(imgs, self.told)[0],  # type: ignore[union-attr]
+                features=lambda imgs: teacher.maps_and_sr(imgs, self.told)[0],  # type: ignore[union-attr]
                 step=step,
             ))
         return total, terms, sr
@@ -281,7 +281,7 @@ class Comparison:
         imgs: Tensor,  # LR images
     ) -> tuple[list[Tensor], Any]:  # maps and SR images; none without a teacher
         "What the teacher makes of images, without a gradient."
-        return self.teacher.look(imgs, self.told) if self.teacher is not None else ([], None)
+        return self.teacher.maps_and_sr(imgs, self.told) if self.teacher is not None else ([], None)
 
     def parameters(self) -> list[nn.Parameter]:
         "What of the loss is trained: adapters."

@@ -13,7 +13,7 @@ from fakd.core import FakdError
 from fakd.data.degrade import degrade, modcrop
 from fakd.data.sets import SETS, found_benchmarks, image_set, image_sets, lr_source
 from fakd.images import write_image
-from fakd.look.figures import scenes
+from fakd.look.crops import scenes
 from fakd.rows import Row, summarise
 from fakd.study.config import EvaluateConfig
 from fakd.train.config import DistillConfig

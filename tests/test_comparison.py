@@ -22,7 +22,7 @@ from fakd.data.sets import image_set
 from fakd.distil.loss import DistillLoss
 from fakd.distil.taps import Taps
 from fakd.images import read_image, write_image
-from fakd.look.figures import result_table
+from fakd.look.results import result_table
 from fakd.look.watchers import Snapshots
 from fakd.measure.metrics import psnr_y
 from fakd.nets.weights import load_net, save_weights

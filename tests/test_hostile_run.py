@@ -11,9 +11,13 @@ import skimage.data
 from fixtures import make_run_fixture
 
 from fakd.images import write_image
-from fakd.look.figures import crop_figure, curve_figure, gain_figure, pareto_figure
+from fakd.look.crops import crop_figure
+from fakd.look.curves import curve_figure
+from fakd.look.networks import pareto_figure
+from fakd.look.results import gain_figure
 from fakd.report.evaluation import evaluation_page
-from fakd.report.run import index_page, run_page
+from fakd.report.pages import index_page
+from fakd.report.run import run_page
 from fakd.rows import Row, summarise
 from fakd.run_folder import Run
 from fakd.study.evaluation import Way

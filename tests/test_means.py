@@ -13,19 +13,13 @@ from torch import nn
 from fakd.core import FakdError
 from fakd.data.pairs import ImagePair
 from fakd.images import write_image
-from fakd.look.figures import result_table
+from fakd.look.networks import mean_tables, perception_table, published_tables, variant_tables
+from fakd.look.results import result_table
 from fakd.nets.weights import save_weights
 from fakd.nets.zoo import make_net
 from fakd.record import read_record
 from fakd.report.cards import card
-from fakd.report.evaluation import (
-    evaluation_finding,
-    evaluation_page,
-    mean_tables,
-    perception_table,
-    published_tables,
-    variant_tables,
-)
+from fakd.report.evaluation import evaluation_finding, evaluation_page
 from fakd.report.finding import finding
 from fakd.report.run import run_page
 from fakd.rows import Row, compare_sets, gains, left_out, summarise
@@ -184,14 +178,14 @@ def test_perception_is_averaged_over_what_every_method_has(tmp_path):
 
 
 def test_an_exact_crop_is_the_best_one_and_a_nan_is_not(evaluated):
-    from fakd.look.figures import Scene, cut_crops
+    from fakd.look.crops import Scene, cut_crops
     from fakd.report.evaluation import _comparison
 
     img = skimage.data.chelsea()[:64, :64]
     versions = {name: img for name in ("hr", "bicubic", "a", "b", "c")}
     scores = {r.method: r for r in rows_of("S", bicubic={"i": 30}, a={"i": NAN}, b={"i": INF}, c={"i": 40})}
     parts = _comparison(Scene("S", "i", versions, *cut_crops(versions), scores))
-    assert [crop["method"] for crop in parts["crops"] if crop["best"]] == ["b"]
+    assert [crop["method"] for crop in parts["crops"] if crop["kind"] == "distilled"] == ["b"]
 
 
 def test_the_held_out_psnr_goes_over_the_same_crops_at_every_step():

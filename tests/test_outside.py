@@ -49,7 +49,7 @@ def python(code: str, installed: Path, cwd: Path) -> subprocess.CompletedProcess
 def test_a_package_distils_evaluates_and_reports_in_any_folder(installed, elsewhere):
     done = python(f"""
 import fakd
-from fakd.report.evaluation import published_tables
+from fakd.look.networks import published_tables
 from fakd.study.evaluation import evaluate_weights
 from fakd.runs import distill
 print(fakd.__file__)

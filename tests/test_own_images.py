@@ -8,7 +8,7 @@ from fixtures import prepared
 from fakd.core import FakdError
 from fakd.data.sets import image_set, one_pair
 from fakd.images import write_image
-from fakd.look.figures import scenes
+from fakd.look.crops import scenes
 from fakd.look.maps import read_affinity
 from fakd.look.training import read_progress
 from fakd.nets.weights import save_weights

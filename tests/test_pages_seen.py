@@ -12,9 +12,11 @@ from fixtures import make_run_fixture
 from matplotlib.text import Text
 
 from fakd.images import write_image
-from fakd.look.figures import gain_figure, pareto_figure
+from fakd.look.networks import pareto_figure
+from fakd.look.results import gain_figure
 from fakd.report.evaluation import evaluation_page
-from fakd.report.run import index_page, run_page
+from fakd.report.pages import index_page
+from fakd.report.run import run_page
 from fakd.rows import Row, summarise
 from fakd.run_folder import Run
 from fakd.study.evaluation import Way

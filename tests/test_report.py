@@ -12,7 +12,8 @@ import pytest
 from fixtures import make_run_fixture
 
 from fakd.report.finding import finding
-from fakd.report.run import index_page, run_page
+from fakd.report.pages import index_page
+from fakd.report.run import run_page
 from fakd.rows import Row, summarise
 from fakd.run_folder import Run, write_record
 

@@ -178,6 +178,25 @@ def test_notebooks_have_at_most_70_cells_and_600_exported_lines():
     none([f"{name}: {cells} cells, {lines} lines" for name, cells, lines in sizes if cells > 70 or lines > 620])
 
 
+def _pauses(cell: Cell) -> bool:
+    "Whether a cell explains (more than a heading), shows or checks."
+    if cell.kind == "markdown":
+        return any(line.strip() and not line.startswith("#") for line in cell.source.split("\n"))
+    return cell.kind == "code" and not cell.exported and not re.match(r"#\|\s*(default_exp|hide)", cell.source)
+
+
+def test_no_more_than_150_exported_lines_stand_between_two_cells_that_explain_show_or_check():
+    "A class that says why it is long (`# long: why`) may be longer alone, not with others."
+    faults = []
+    for nb in LIBRARY:
+        lines = cells = 0
+        for cell in nb.cells:
+            lines, cells = (0, 0) if _pauses(cell) else (lines + cell.lines * cell.exported, cells + cell.exported)
+            if lines > 150 and (cells > 1 or "\n# long: " not in cell.source):
+                faults.append(f"{cell.place}: {lines} lines")
+    none(faults)
+
+
 def test_every_cell_has_an_id_of_its_own():
     faults = [nb.name for nb in NOTEBOOKS if nb.json.get("nbformat_minor", 0) < 5]
     for nb in NOTEBOOKS:

@@ -19,7 +19,7 @@ from fakd.distil.matching import find_places, suggest_taps
 from fakd.distil.taps import tap_shapes
 from fakd.distil.terms import Batch
 from fakd.images import write_image
-from fakd.look.figures import result_table
+from fakd.look.results import result_table
 from fakd.look.watchers import Progress
 from fakd.measure.evaluate import evaluate
 from fakd.nets.weights import load_net, read_state, save_weights

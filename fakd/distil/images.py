@@ -157,14 +157,14 @@ def vgg_features(
         )
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
-    def look(imgs: Tensor) -> list[Tensor]:
+    def features(imgs: Tensor) -> list[Tensor]:
         maps, kept = (imgs / 255 - mean.to(imgs.device)) / std.to(imgs.device), []
         for i, layer in enumerate(_vgg19(files[0], imgs.device)):
             maps = layer(maps)
             kept += [maps] if i in VGG_LAYERS else []
         return kept
 
-    return look
+    return features
 
 # %% ../../nbs/36_distil.images.ipynb #0d8fde43
 FEATURES = ("teacher", "vgg")

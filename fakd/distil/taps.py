@@ -141,7 +141,7 @@ def features_of(
     "A function from images to the maps at the taps, with a gradient to the images."
     places = resolve_taps(net, taps)
 
-    def look(imgs: Tensor) -> list[Tensor]:
+    def features(imgs: Tensor) -> list[Tensor]:
         maps: dict[str, Tensor] = {}
 
         def keep(name: str, value: Tensor) -> None:
@@ -159,4 +159,4 @@ def features_of(
                 handle.remove()
         return [maps[name] for name in places]
 
-    return look
+    return features

@@ -22,7 +22,7 @@ from ..distil.affinity import affinity_distance, mean_row
 from ..distil.taps import Taps
 from ..files import read_arrays
 from ..images import to_batch
-from .figures import curve_figure
+from .curves import curve_figure
 from ..nets.blocks import evaluating
 from ..progress import Bar, notebook_display
 from ..run_folder import Run, write_history

@@ -6,25 +6,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
 from ..look.affinity import query_views
-from ..look.figures import crop_figures, curve_columns, curve_figure, gain_figure, save_figure, scale_of, scenes
+from ..look.crops import crop_figures, scale_of, scenes
+from ..look.curves import curve_columns, curve_figure
+from ..look.figures import save_figure
 from ..look.maps import read_affinity
+from ..look.networks import pareto_figures
+from ..look.results import gain_figure
 from ..look.training import progress_view
 from ..record import loss_of
 from ..rows import compare_sets, gains
 from ..run_folder import Run, read_history
 
 # %% auto #0
-__all__ = ['run_figures', 'write_figures']
+__all__ = ['run_figures', 'write_figures', 'figure_links']
+
+# %% ../../nbs/71_report.figure_files.ipynb #9b602f84
+def run_figures(
+    run: Run,                              # with a record
+) -> dict[str, tuple[str, Figure]]:        # by what the page calls it: the name its file should have, and the figure
+    "The figures of a run: gain, curves, crops 0, crops 1, progress, affinity 0, affinity 1, pareto-x4."
+    record, history, found = run.record, read_history(run), {}
+    if record.kind == "distill" and any(gains(record.rows, name) for name in compare_sets(record.rows)):
+        found["gain"] = "gain", gain_figure(record.rows)
+    if curve_columns(history):
+        found["curves"] = "curves", curve_figure(history, loss=loss_of(record))
+    several = len({row.scale for row in record.rows}) > 1  # an evaluation
+    for i, (scene, fig) in enumerate(zip(scenes(run), crop_figures(run), strict=True)):
+        at = f"x{scale_of(scene.images)}-" if several else ""
+        found[f"crops {i}"] = f"crops-{at}{scene.set}-{scene.image}", fig
+    for fig in progress_view(run):
+        found["progress"] = "progress", fig
+    rows = read_affinity(run)
+    for i, (tap, fig) in enumerate(zip(rows.taps if rows else [], query_views(run), strict=True)):
+        found[f"affinity {i}"] = "affinity-" + "-".join(dict.fromkeys(tap.split("="))), fig
+    if record.kind == "evaluate":
+        for scale, fig in pareto_figures(record).items():
+            found[f"pareto-x{scale}"] = f"pareto-x{scale}", fig
+    return found
 
 # %% ../../nbs/71_report.figure_files.ipynb #4703d5c5
 def _file_names(
-    wanted: Sequence[str],  # one a figure
+    wanted: Iterable[str],  # one a figure
 ) -> list[str]:             # all different, and possible as names of files
     "Names for files, with a number where two would be the same."
     names: list[str] = []
@@ -35,33 +64,21 @@ def _file_names(
     return names
 
 
-def run_figures(
-    run: Run,               # with a record
-) -> dict[str, Figure]:     # by what it shows: gain, curves, crops 0, crops 1, progress, affinity 0, affinity 1
-    "The figures of a run."
-    record, history, figures = run.record, read_history(run), {}
-    if record.kind == "distill" and any(gains(record.rows, name) for name in compare_sets(record.rows)):
-        figures["gain"] = gain_figure(record.rows)
-    if curve_columns(history):
-        figures["curves"] = curve_figure(history, loss=loss_of(record))
-    figures |= {f"crops {i}": fig for i, fig in enumerate(crop_figures(run))}
-    figures |= dict(zip(["progress"], progress_view(run), strict=False))
-    return figures | {f"affinity {i}": fig for i, fig in enumerate(query_views(run))}
-
-# %% ../../nbs/71_report.figure_files.ipynb #88c73a42
 def write_figures(
     run: Run,            # with a record
 ) -> dict[str, Path]:    # the PDFs, by the names of `run_figures`; a PNG of the same name lies beside each
     "Write the figures of a run, as a paper prints them, into its folder `figures`."
-    figures, rows = run_figures(run), read_affinity(run)
-    several = len({row.scale for row in run.record.rows}) > 1  # an evaluation
-    words = {"gain": "gain", "curves": "curves", "progress": "progress"}
-    for i, scene in enumerate(scenes(run)):
-        words[f"crops {i}"] = f"crops-{f'x{scale_of(scene.images)}-' if several else ''}{scene.set}-{scene.image}"
-    for i, tap in enumerate(rows.taps if rows else []):
-        words[f"affinity {i}"] = "affinity-" + "-".join(dict.fromkeys(tap.split("=")))
-    files = dict(zip(figures, _file_names([words[key] for key in figures]), strict=True))
-    for key, fig in figures.items():
+    figures, files = run_figures(run), {}
+    names = _file_names(name for name, _ in figures.values())
+    for (key, (_, fig)), name in zip(figures.items(), names, strict=True):
         for suffix in (".png", ".pdf"):
-            save_figure(fig, run.dir / "figures" / f"{files[key]}{suffix}")
-    return {key: run.dir / "figures" / f"{name}.pdf" for key, name in files.items()}
+            files[key] = save_figure(fig, run.dir / "figures" / f"{name}{suffix}")
+    return files
+
+
+def figure_links(
+    run: Run,                              # with a record
+) -> dict[str, tuple[str, list[str]]]:     # by the names of `run_figures`: file, and where PDF and PNG are
+    "Write the figures for papers, for a page to link to."
+    return {key: (p.stem, [quote(f"figures/{q.name}") for q in (p, p.with_suffix(".png"))])
+            for key, p in write_figures(run).items()}

@@ -5,161 +5,37 @@
 # %% ../../nbs/75_report.run.ipynb #02b03191
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
-import matplotlib as mpl
-import numpy as np
-from fontTools import subset
-from fontTools.ttLib import TTFont
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from PIL import Image
-
-from ..core import FakdError, atomic_write, static
 from ..look.affinity import distance_table, query_panels
-from ..look.figures import THEMES, Scene, amount, curves, fixed, gain_figure, name_of, result_table, scenes, signed
+from ..look.crops import scenes
+from ..look.curves import curves
+from ..look.figures import fixed, signed
 from ..look.maps import AffinityRows, read_affinity
+from ..look.results import gain_figure, name_of, result_table
 from ..look.training import progress_view
 from ..record import Record, loss_of
-from .figure_files import write_figures
-from .finding import finding, mean_psnr, without_teacher
-from .repeat import repetition
-from ..rows import METHODS, Row, compare_sets, gains, known_methods
-from ..run_folder import Run, find_runs, read_history
-from ..train.checkpoint import resumed_words
+from .figure_files import figure_links
+from .finding import finding, without_teacher
+from .images import MOST_IMAGES, comparison, image_table, write_rows
+from .origin import links_beside, network_title, page_origin
+from .page import Page, inline_svg, picture
+from ..rows import METHODS, compare_sets, gains, known_methods
+from ..run_folder import Run, read_history
 
 # %% auto #0
-__all__ = ['MOST_IMAGES', 'data_uri', 'Page', 'picture', 'inline_svg', 'score_texts', 'read_images', 'comparison', 'page_origin',
-           'write_rows', 'figure_links', 'links_beside', 'run_page', 'index_page']
-
-# %% ../../nbs/75_report.run.ipynb #887a2659
-_FONTS = (("STIXGeneral", 400, "normal"), ("STIXGeneralBol", 700, "normal"), ("STIXGeneralItalic", 400, "italic"))
-_SIGNS = [*range(32, 127), *range(160, 384), *map(ord, "\u2009\u202f\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d"
-                                                       "\u2022\u2026\u2192\u2212\u2248\u2264\u2265\u0394")]
-
-
-def data_uri(
-    content: bytes,  # of a file
-    kind: str,       # its media type: "image/png"
-) -> str:
-    "A file as part of a page."
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _cut_font(name: str) -> bytes:
-    "One of matplotlib's STIX fonts with the signs a page uses, as WOFF."
-    font = TTFont(Path(mpl.get_data_path(), "fonts", "ttf", f"{name}.ttf"), recalcTimestamp=False)
-    options = subset.Options(hinting=False, name_IDs=[0, 1, 2, 4, 6, 7, 13, 14])
-    options.drop_tables += ["FFTM"]
-    cutter = subset.Subsetter(options)
-    cutter.populate(unicodes=_SIGNS)
-    cutter.subset(font)
-    for entry in font["name"].names:
-        if entry.nameID in (1, 4, 6):
-            font["name"].setName("FakdText", entry.nameID, entry.platformID, entry.platEncID, entry.langID)
-    font.flavor, file = "woff", io.BytesIO()
-    font.save(file)
-    return file.getvalue()
-
-
-@lru_cache
-def _font_faces() -> str:
-    "CSS with the page's three fonts inside."
-    face = '@font-face {{ font-family: "Fakd Text"; font-weight: {}; font-style: {}; src: url({}) format("woff"); }}'
-    return "\n".join(face.format(weight, style, data_uri(_cut_font(n), "font/woff")) for n, weight, style in _FONTS)
-
-# %% ../../nbs/75_report.run.ipynb #289a829c
-def _colour_variables() -> str:
-    "The themes of the figures as CSS variables; paper is always light."
-    light, dark = ("; ".join(f"--{k}: {v}" for k, v in THEMES[t].items()) for t in ("light", "dark"))
-    return (f":root {{ color-scheme: light dark; {light} }}\n"
-            f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}")
-
-
-@dataclass(frozen=True)
-class Page:
-    "A template and what fills it."
-
-    template: str                                    # a file in `fakd/static` that extends page.html.j2
-    title: str
-    parts: dict[str, Any] = field(default_factory=dict)
-
-    def html(self) -> str:
-        "The page as text: one file with everything in it."
-        templates = jinja2.Environment(loader=jinja2.FunctionLoader(static), undefined=jinja2.StrictUndefined,
-                                       autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        style = Markup("\n".join([_font_faces(), _colour_variables(), static("page.css")]))
-        return templates.get_template(self.template).render(title=self.title, style=style, **self.parts) + "\n"
-
-    def write(
-        self,
-        path: str | Path,  # an .html file
-    ) -> Path:             # where it is
-        "Write the page, atomically."
-        with atomic_write(path) as temporary:
-            temporary.write_text(self.html(), encoding="utf-8", errors="replace", newline="\n")
-        return Path(path)
-
-# %% ../../nbs/75_report.run.ipynb #a85435af
-def picture(
-    img: np.ndarray,      # uint8, (h, w, 3)
-    zoom: int = 1,        # each pixel becomes zoom x zoom
-    lossy: bool = False,  # JPEG instead of PNG: for overviews
-) -> str:                 # a data URI
-    "An image as part of a page."
-    file, enlarged = io.BytesIO(), Image.fromarray(np.ascontiguousarray(img.repeat(zoom, 0).repeat(zoom, 1)))
-    if lossy:
-        enlarged.save(file, "JPEG", quality=86, subsampling=0, optimize=True)
-    else:
-        enlarged.save(file, "PNG", optimize=True)
-    return data_uri(file.getvalue(), "image/jpeg" if lossy else "image/png")
-
-
-def inline_svg(
-    fig: Figure,  # drawn in the light theme
-    name: str,    # unique on the page: ids begin with it
-    label: str,   # what it shows, for readers who do not see it
-) -> Markup:
-    "A figure as SVG inside a page: text stays text, colours follow the page's theme, ids do not clash."
-    file = io.StringIO()
-    settings: Any = {"svg.hashsalt": "fakd", "svg.fonttype": "none"}
-    with mpl.rc_context(settings):
-        fig.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    width, height = (72 * v for v in fig.get_size_inches())
-    body = file.getvalue().partition("<svg")[2].partition(">")[2]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S).replace("xlink:href", "href")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
-    for variable, colour in THEMES["light"].items():
-        body = body.replace(colour, f"var(--{variable})")
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(f"{width:g}", f"{height:g}", label)
-    return head + Markup(re.sub(r"\s*\n\s*", "\n", body).strip())
+__all__ = ['run_page']
 
 # %% ../../nbs/75_report.run.ipynb #8806c54e
-def _network(description: Mapping[str, Any] | None) -> str:
-    "A network in a title: its name and size."
-    known = description or {}
-    size = f" ({amount(known['params'])})" if known.get("params") else ""
-    return str(known["network"]).upper() + size if known.get("network") else "a network"
-
-
 def _head(record: Record) -> dict[str, Any]:
     "Title, the facts under it, and the finding."
-    known, student = record.resolved, _network(record.student)
+    known, student = record.resolved, network_title(record.student)
     scale = known.get("scale", "?")
-    titles = {"distill": f"{_network(record.teacher)} distilled into {student}, \u00d7{scale}",
+    titles = {"distill": f"{network_title(record.teacher)} distilled into {student}, \u00d7{scale}",
               "teacher": f"{student} trained for \u00d7{scale}"}
     kind = "teacher" if without_teacher(record) else record.kind
     loss = str(known.get("loss") or "").replace("*", "\u202f").replace("+", " + ")
@@ -181,24 +57,10 @@ def _results(record: Record) -> dict[str, Any]:
             "gain": svg, "longer": any(row.method == "plain_equal_time" for row in record.rows)}
 
 
-def score_texts(
-    row: Row | None,  # of an image; None: not measured
-) -> tuple[str, str]:
-    "PSNR and SSIM of an image as texts; a PSNR that is no number says why."
-    if row is None:
-        return fixed(None), ""
-    return (row.note if row.psnr_y is None else fixed(row.psnr_y)), fixed(row.ssim_y, 4)
-
-
 def _every_image(record: Record) -> dict[str, Any]:
     "A table of all images for each set."
-    tables = []
-    for name, found in compare_sets(record.rows).items():
-        methods, gain = known_methods(found.methods), gains(record.rows, name)
-        lines = [(image, [score_texts(found.rows.get((m, image))) for m in methods], signed(gain.get(image)),
-                  found.left_out.get(image)) for image in dict.fromkeys(image for _, image in found.rows)]
-        heads = [name_of(record, m) for m in methods]
-        tables.append({"set": name, "heads": heads, "gain": bool(gain), "lines": lines})
+    tables = [image_table(name, found, {m: name_of(record, m) for m in known_methods(found.methods)},
+                          gains(record.rows, name)) for name, found in compare_sets(record.rows).items()]
     return {"image_tables": tables}
 
 # %% ../../nbs/75_report.run.ipynb #be132b21
@@ -235,36 +97,6 @@ def _training(run: Run, record: Record) -> dict[str, Any]:
             "curve_methods": [(m, name_of(record, m)) for m in methods],
             "training": {"heads": [_TRAINING[k][0] for k in keys], "lines": lines} if keys else None}
 
-# %% ../../nbs/75_report.run.ipynb #f4ff302a
-MOST_IMAGES = 8  # on a page, so that it stays under 5 MB
-
-
-def read_images(
-    run: Run,                           # with a record
-) -> list[dict[str, np.ndarray]]:       # uint8 (h, w, 3) by name: lr, bicubic, a network, hr
-    "The images that a run kept, each in every version."
-    return [c.images for c in scenes(run)]
-
-
-def comparison(
-    scene: Scene,                 # one stored image
-    title: Callable[[str], str],  # what a version is called, by its name
-) -> dict[str, Any]:              # for a template
-    "The original with the window marked, and the window in every version with its scores or its size."
-    h, w = scene.images["hr"].shape[:2]
-    crops = []
-    for name, crop in scene.crops.items():
-        score = " / ".join(score_texts(scene.scores[name])) if name in scene.scores else ""
-        size = " \u00d7 ".join(map(str, scene.images[name].shape[1::-1])) if name in ("lr", "hr") else ""
-        crops.append({"method": name, "title": title(name), "score": score or size,
-                      "src": picture(crop, max(1, round(240 / crop.shape[0])))})
-    step = max(1, round(w / 700))  # an overview needs no more pixels
-    small = np.asarray(Image.fromarray(scene.images["hr"]).resize((w // step, h // step), Image.Resampling.LANCZOS))
-    return {"name": scene.image, "set": scene.set, "crops": crops,
-            "whole": picture(small, lossy=True), "size": small.shape[1::-1], "columns": (len(crops) + 1) // 2,
-            "box": [round(100 * v, 3) for v in (scene.box.x / w, scene.box.y / h, scene.box.w / w, scene.box.h / h)],
-            "left": round(min(max(2 * w / h, 1.8), 3.2), 3)}
-
 # %% ../../nbs/75_report.run.ipynb #43a5243e
 def _tap_figure(rows: AffinityRows, tap: int) -> dict[str, Any]:
     "The maps of one pair of taps: a line a query pixel, on one colour bar for the maps and one for the differences."
@@ -297,129 +129,7 @@ def _affinity(run: Run, record: Record) -> dict[str, Any]:
         "heads": [name_of(record, m) for m in far], "queries": len(rows.queries),
         "taps": [_tap_figure(rows, i) for i in range(len(rows.taps))]}}
 
-# %% ../../nbs/75_report.run.ipynb #50f2583e
-def _words(value: Any) -> str:
-    "A value of a setting for people."
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_words, value)) or "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_words(v)}" for k, v in value.items()) or "none"
-    return "none" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _settings(record: Record) -> list[tuple[str, str, str]]:
-    "Name, value and origin of every setting."
-    rows = []
-    for name, value in record.resolved.items():
-        asked = record.given.get(name, value)
-        note = "" if asked == value else f" (asked for: {_words(asked)})"
-        origin = record.origin.get(name, "given" if name in record.given else "chosen")
-        rows.append((name, _words(value) + note, origin))
-    return rows
-
-# %% ../../nbs/75_report.run.ipynb #bb3fae6d
-def _count(value: float) -> str:
-    "A whole number in groups of three digits."
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def _networks(record: Record) -> dict[str, Any] | None:
-    "What is known of teacher and student, a column each."
-    several = dict((record.teacher or {}).get("nets") or {"teacher": record.teacher})
-    both = {name.capitalize(): net for name, net in several.items()}
-    both["Student" if record.kind == "distill" else "Network"] = record.student
-    both = record.student.get("nets") or both  # an evaluation has any number of networks
-    nets = {title: net for title, net in both.items() if net}
-
-    def macs(net: Mapping[str, Any]) -> str:
-        h, w = net.get("macs_input") or (None, None)
-        return _count(net["macs"]) + (f" for {w} \u00d7 {h} pixels" if h else "")
-
-    def taps(net: Mapping[str, Any]) -> list[str]:
-        return [name + ", " + " \u00d7 ".join(map(str, shape)) for name, shape in dict(net["taps"]).items()]
-
-    show = {"Spec": ("spec", lambda n: n["spec"]), "Parameters": ("params", lambda n: _count(n["params"])),
-            "Multiply-adds": ("macs", macs), "Weights": ("source", lambda n: n["source"]),
-            "Digest of the weights": ("digest", lambda n: n["digest"][:16]), "Taps": ("taps", taps),
-            "Assumed": ("assumptions", lambda n: list(n["assumptions"]))}
-    lines = [(title, [text(net) if net.get(key) else fixed(None) for net in nets.values()])
-             for title, (key, text) in show.items() if any(net.get(key) for net in nets.values())]
-    return {"heads": list(nets), "lines": lines} if lines else None
-
-# %% ../../nbs/75_report.run.ipynb #e443f3d3
-_MACHINE = {"python": "Python", "platform": "System", "cpu": "Processor", "threads": "Threads",
-            "memory_gb": "Memory, GB", "gpu": "GPU", "cuda": "CUDA"}
-_ROLES = {"train": "training", "validate": "watching the training", "evaluate": "the scores"}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    "A part of a record that may be missing."
-    return value if isinstance(value, Mapping) else {}
-
-
-def page_origin(
-    record: Record,    # of any kind
-) -> dict[str, Any]:   # parts of a page
-    "Settings, networks, data, machine, command and files."
-    e = record.environment
-    git = {"commit": None, "clean": True, **_mapping(e.get("git"))}  # a package or a ZIP has no commit
-    resumed = "; ".join(f"{m} at {resumed_words(lines)}" for m, lines in record.sittings.items() if lines[1:])
-    versions = ", ".join(f"{k} {v}" for k, v in sorted(_mapping(e.get("versions")).items()) if v)
-    machine = [(title, _words(e[key])) for key, title in _MACHINE.items() if e.get(key)]
-    lines = [("Started", record.created), ("Finished", record.finished), ("Resumed", resumed), *machine,
-             ("Versions", versions), ("Commit", git["commit"] or (f"none: {e['no_git']}" if e.get("no_git") else ""))]
-    files = [{**a.model_dump(), "href": quote(a.path.lstrip("/")), "size": f"{a.bytes / 1000:.1f}"}
-             for a in record.artefacts]
-    images = [f for f in files if f["path"].startswith("snapshots/images/")]
-    data = [{**d.model_dump(), "role": _ROLES[d.role]} for d in record.data]
-    curve = [d for d in record.data if d.role == "validate"]
-    return {"settings": _settings(record), "networks": _networks(record), "data": data,
-            "warnings": list(dict.fromkeys(d.warning for d in record.data if d.warning)),
-            "curve_apart": bool(curve) and all(d.lr_source and not d.trained_on for d in curve),  # else nobody looked
-            "machine": [line for line in lines if line[1]], "repeat": repetition(record), "git": git,
-            "digest": record.digest, "code_digest": record.code_digest,
-            "files": [f for f in files if f not in images], "image_files": images}
-
-# %% ../../nbs/75_report.run.ipynb #9585de50
-def _cell(value: Any) -> Any:
-    "A value as a cell that no spreadsheet computes."
-    formula = isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@"))
-    return f"'{value}" if formula else value
-
-
-def write_rows(
-    record: Record,    # whose rows
-    path: str | Path,  # a .csv file
-) -> Path:             # where it is
-    "The scores of every image as CSV, beside the page."
-    with atomic_write(path) as temporary, open(temporary, "w", -1, "utf-8", "replace", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow([*Row.model_fields, "counts"])
-        apart = {(f.name, f.scale, image): f"no: {why}" for f in compare_sets(record.rows).values()
-                 for image, why in f.left_out.items()}
-        for row in record.rows:
-            counts = apart.get((row.set, row.scale, row.image), "yes")
-            out.writerow([_cell(value) for value in [*row.model_dump().values(), counts]])
-    return Path(path)
-
 # %% ../../nbs/75_report.run.ipynb #7393c9bb
-def figure_links(
-    run: Run,                              # with a record
-) -> dict[str, tuple[str, list[str]]]:     # what it shows -> name, and where in the run's folder PDF and PNG are
-    "Write the figures for papers; an evaluation has its Pareto figures already, which are linked too."
-    made = write_figures(run)
-    made |= {p.stem: p for p in sorted((run.dir / "figures").glob("pareto-*.pdf"))}
-    return {key: (p.stem, [quote(f"figures/{q.name}") for q in (p, p.with_suffix(".png"))]) for key, p in made.items()}
-
-
-def links_beside(
-    run: Run,                 # with a record
-) -> list[tuple[str, str]]:   # name, and the place in the run's folder
-    "The files that a reader may want besides the page: only those that are there."
-    names = ("record.json", "report.csv", "history.csv", "notebook.ipynb", "explorer.html")
-    return [(name, quote(name)) for name in names if (run.dir / name).is_file()]
-
-
 def run_page(
     run: Run,  # with a record
 ) -> Path:     # of report.html
@@ -435,37 +145,3 @@ def run_page(
     write_rows(record, run.dir / "report.csv")
     parts["beside"] = links_beside(run)
     return Page("run.html.j2", parts.pop("title"), parts).write(run.dir / "report.html")
-
-# %% ../../nbs/75_report.run.ipynb #2d83afc8
-def _index_row(run: Run, folder: Path) -> dict[str, Any]:
-    "One run in the list: what it asked, and its result on the first set."
-    record, known = run.record, run.record.resolved
-    name = next((r.set for r in record.rows), fixed(None))
-    nets = record.student.get("nets")  # of an evaluation, whose best network is shown
-    scores = [mean_psnr(record, m, name) for m in nets or ("distilled", "teacher", "plain")]
-    known_scores = [v for v in scores if v is not None]
-    psnr = max(known_scores, default=None) if nets else next(iter(known_scores), None)
-    page = run.dir.relative_to(folder) / "report.html"
-    return {"id": run.id, "href": quote(page.as_posix()) if (folder / page).is_file() else "", "set": name,
-            "student": f"{len(nets)} network{'s' * (len(nets) > 1)}" if nets else _network(record.student),
-            "day": record.finished[:10],
-            **{k: fixed(None) if known.get(k) is None else known[k] for k in ("scale", "loss", "steps", "seed")},
-            "psnr": fixed(psnr), "gain": _mean_gain(record, name, "plain"),
-            "gain_at_time": _mean_gain(record, name, "plain_equal_time")}
-
-
-def _mean_gain(record: Record, name: str, baseline: str) -> str:
-    "What distillation gained on a set against one of the plain students."
-    gain = gains(record.rows, name, "distilled", baseline)
-    return signed(sum(gain.values()) / len(gain)) if gain else fixed(None)
-
-
-def index_page(
-    folder: str | Path,  # of reports; runs are looked for in it and in `runs` below it
-) -> Path:               # of index.html
-    "Write a page that lists all finished runs of a folder, oldest first."
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FakdError(f"{folder}: no such folder of reports.")
-    rows = [_index_row(run, folder) for run in [*find_runs(folder), *find_runs(folder / "runs")]]
-    return Page("index.html.j2", "Runs", {"rows": rows}).write(folder / "index.html")

@@ -108,9 +108,9 @@ class Guard:
         "Keep one step's terms, (1 + number of terms,), on any device."
         self.pending.append((step, terms))
         if len(self.pending) >= self.every:
-            self.look()
+            self.read()
 
-    def look(self) -> None:
+    def read(self) -> None:
         "Read what is kept: the one place that waits for the device."
         pending, self.pending = self.pending, []
         for (step, _), values in zip(
@@ -126,7 +126,7 @@ class Guard:
 
     def means(self) -> dict[str, float]:
         "Mean of each term since the last call."
-        self.look()
+        self.read()
         columns, self.recent = list(zip(*self.recent, strict=True)), []
         return {name: sum(values) / len(values) for name, values in zip(self.names, columns, strict=False)}
 
@@ -227,7 +227,7 @@ def _steps(t: Trainer, last: int) -> None:
                     f"{signals[0]} at step {t.step} of {t.method}: saved; start the same run again to continue."
                 )
             started = time.monotonic()
-    t.guard.look()
+    t.guard.read()
     if not is_finite(t.student, t.net):
         raise Diverged("its weights are not finite after the last update")
 
@@ -385,7 +385,7 @@ class Saver:
 
     def end(self, t: Trainer) -> None:
         "Save what is there."
-        t.guard.look()
+        t.guard.read()
         if t.step != self.kept and is_finite(t.student, t.net):
             save_checkpoint(self.path, trainer_state(t))
             self.kept = t.step
