@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import ast
 import functools
-import html
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WrapValidator, model_validator
 
 from .core import FakdError, find_path, nearest
+from .markup import html_table
 
 # %% auto #0
 __all__ = ['Value', 'Open', 'Function', 'setting', 'Config', 'modules_in', 'read_list', 'explain', 'written_out', 'parameters']
@@ -136,13 +137,9 @@ class Config(BaseModel):
 
     def _repr_html_(self) -> str:
         origin = self.origin()
-        rows = "".join(
-            f"<tr><td><code>{k}</code></td><td>{html.escape(str(v))}</td><td>{origin[k]}</td>"
-            f"<td>{html.escape(type(self).model_fields[k].description or '')}</td></tr>"
-            for k, v in self.__repr_args__() if k
-        )
-        head = "<tr><th>setting</th><th>value</th><th>from</th><th>meaning</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+        rows = [[Markup("<code>{}</code>").format(k), v, origin[k], type(self).model_fields[k].description or ""]
+                for k, v in self.__repr_args__() if k]
+        return html_table(["setting", "value", "from", "meaning"], rows)
 
 # %% ../nbs/08_settings.ipynb #f9ec84ed
 def modules_in(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import lzma
 import os
 import shutil
@@ -35,29 +34,16 @@ from .sets import SETS, Archive, ImageSet, image_set, lr_source, set_files
 from ..devices import cpu_quota
 from ..files import memory_bound, regular_file
 from ..images import read_image
+from ..markup import Table
 from ..progress import Bar
 
 # %% auto #0
-__all__ = ['DataTable', 'data_list', 'fetch', 'unpack', 'data_get', 'data_verify', 'data_lr_sources']
+__all__ = ['data_list', 'fetch', 'unpack', 'data_get', 'data_verify', 'data_lr_sources']
 
 # %% ../../nbs/17_data.download.ipynb #30704d6d
-class DataTable(list[dict[str, str]]):
-    "Rows that show themselves as a table, in a notebook and in a terminal."
-
-    def __repr__(self) -> str:
-        lines = [list(self[0]), *(list(row.values()) for row in self)] if self else []
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(key)}</th>" for key in (self[0] if self else []))
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row.values()) + "</tr>" for row in self)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def data_list() -> DataTable:
+def data_list() -> Table:
     "Every named set: how many images, how many of them are here and where, and what a download would be."
-    table = DataTable()
+    table = Table()
     for name, images in SETS.items():
         folder = images.folder()
         here = len(images) if folder else 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .affinity import affinity_l1, mean_abs, pairs_l1, spatial_affinity, unit_ma
 from .terms import MapTerm
 
 # %% auto #0
-__all__ = ['POOLS', 'SA', 'pool_maps', 'PSA', 'MMD', 'RBF', 'CA', 'IA', 'SP', 'PKT', 'RKD']
+__all__ = ['POOLS', 'SA', 'pool_maps', 'PooledTerm', 'PSA', 'MMD', 'RBF', 'CA', 'IA', 'SP', 'PKT', 'RKD']
 
 # %% ../../nbs/34_distil.relations.ipynb #cbe410c1
 class SA(MapTerm):
@@ -44,10 +45,8 @@ def pool_maps(
     return (F.max_pool2d if pool == "max" else F.avg_pool2d)(maps, k, ceil_mode=True)
 
 
-class PSA(MapTerm):
-    "Pooled spatial affinity: SA of pooled maps (FAKD's code)."
-
-    least = SA.least
+class PooledTerm(MapTerm):
+    "A term on maps that are pooled first."
 
     def __init__(
         self,
@@ -57,9 +56,23 @@ class PSA(MapTerm):
         super().__init__()
         self.k, self.pool = k, pick(pool, POOLS, "pool")
 
+    def pooled(
+        self,
+        *maps: Tensor,     # (b, c, h, w) each
+    ) -> Iterator[Tensor]:  # (b, c, ceil(h/k), ceil(w/k)) each
+        "Maps as the term sees them."
+        return (pool_maps(m, self.k, self.pool) for m in maps)
+
+
+class PSA(PooledTerm):
+    "Pooled spatial affinity: SA of pooled maps (FAKD's code)."
+
+    least = SA.least
+
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "SA after pooling."
-        return affinity_l1(pool_maps(student, self.k, self.pool), pool_maps(teacher, self.k, self.pool))
+        ours, theirs = self.pooled(student, teacher)
+        return affinity_l1(ours, theirs)
 
 # %% ../../nbs/34_distil.relations.ipynb #2b84975f
 def _apart(rows: Tensor, every: Tensor) -> Tensor:
@@ -67,26 +80,18 @@ def _apart(rows: Tensor, every: Tensor) -> Tensor:
     return (rows.T - every).abs()
 
 
-class MMD(MapTerm):
+class MMD(PooledTerm):
     "Differences of channel means between positions (FAKD's code)."
 
     least = {"images": 1, "positions": 2, "channels": 1}
 
-    def __init__(
-        self,
-        k: int = 1,         # side of a pooling cell in positions
-        pool: str = "max",  # max or avg
-    ):
-        super().__init__()
-        self.k, self.pool = k, pick(pool, POOLS, "pool")
-
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the relation of all pairs of positions."
-        s, t = (pool_maps(m, self.k, self.pool).flatten(2).mean(1, keepdim=True) for m in (student, teacher))
+        s, t = (m.flatten(2).mean(1, keepdim=True) for m in self.pooled(student, teacher))
         return pairs_l1(s, t, _apart)
 
 # %% ../../nbs/34_distil.relations.ipynb #39c66e9c
-class RBF(MapTerm):
+class RBF(PooledTerm):
     "A Gaussian kernel of the cosine, as a Taylor series (FAKD's code; kernel of Peng et al., ICCV 2019)."
 
     least = SA.least
@@ -98,8 +103,7 @@ class RBF(MapTerm):
         P: int = 2,          # order of the series
         gamma: float = 5.0,  # width: exp(-2 gamma (1 - cosine))
     ):
-        super().__init__()
-        self.k, self.pool = k, pick(pool, POOLS, "pool")
+        super().__init__(k, pool)
         self.series = [math.exp(-2 * gamma) * (2 * gamma) ** j / math.factorial(j) for j in range(P + 1)]
 
     def kernel(
@@ -116,7 +120,7 @@ class RBF(MapTerm):
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         "Mean difference of the kernel of all pairs of positions."
-        s, t = (unit_maps(pool_maps(m, self.k, self.pool), eps=0.0) for m in (student, teacher))
+        s, t = (unit_maps(m, eps=0.0) for m in self.pooled(student, teacher))
         return pairs_l1(s, t, self.kernel)
 
 # %% ../../nbs/34_distil.relations.ipynb #ead9efff

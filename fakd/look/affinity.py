@@ -5,11 +5,11 @@
 # %% ../../nbs/52_look.affinity.ipynb #4ade3fa2
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,6 +28,7 @@ from fakd.look.maps import (
     read_affinity,
     short_title,
 )
+from ..markup import html_table
 from ..run_folder import Run
 
 # %% auto #0
@@ -158,13 +159,10 @@ class DistanceTable(dict[str, list[float | None]]):
         self.taps, self.what = list(taps), what
 
     def _repr_html_(self) -> str:
-        heads = "".join(f"<th>{html.escape(TITLES.get(name, name))}</th>" for name in self)
-        lines = "".join(
-            f"<tr><th><code>{html.escape(tap)}</code></th>"
-            + "".join(f'<td style="text-align:right">{fixed(v[i], 4)}</td>' for v in self.values()) + "</tr>"
-            for i, tap in enumerate(self.taps))
-        caption = f"<caption>Mean |\u0394 affinity| to the teacher over {html.escape(self.what)}</caption>"
-        return f"<table>{caption}<thead><tr><th>tap</th>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+        lines = [[Markup("<code>{}</code>").format(tap), *(fixed(v[i], 4) for v in self.values())]
+                 for i, tap in enumerate(self.taps)]
+        heads = ["tap", *(TITLES.get(name, name) for name in self)]
+        return html_table(heads, lines, 1, f"Mean |\u0394 affinity| to the teacher over {self.what}")
 
 
 def distance_table(

@@ -5,7 +5,6 @@
 # %% ../../nbs/57_look.exhibit.ipynb #6e8cae44
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from ..distil.affinity import unit_maps
 from .keep import affinity_pair, middles, query_pixels
 from .maps import DIFFERENCE_COLOURS, FeatureMaps, feature_maps
 from .training import AffinityProgress, progress_of
+from ..markup import data_uri
 from ..measure.evaluate import super_resolve
 from ..nets.foreign import load_any
 from ..nets.weights import net_digest
@@ -150,7 +150,7 @@ def _png(img: np.ndarray) -> str:
     "An image as a data URI."
     file = io.BytesIO()
     Image.fromarray(img).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(file.getvalue())
 
 # %% ../../nbs/57_look.exhibit.ipynb #45782e2a
 def exhibit(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
+from markupsafe import Markup
 from torch import nn
 
 from ..about import environment
@@ -26,6 +27,7 @@ from ..devices import set_threads
 from ..digest import code_digest, digest
 from ..files import must_fit
 from ..images import write_image
+from ..markup import html_table
 from ..measure.cost import describe_net, latencies
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from ..measure.perceptual import perceptual_measures
@@ -112,15 +114,11 @@ class Evaluation:
         return f"Evaluation({self.run.id}: {len(self.nets)} networks, {len(self.sets)} sets)"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{net['scale']}</td><td><code>{html.escape(net['spec'])}</code></td>"
-            f"<td>{net['params']:,}</td><td>{net['macs'] / 1e9:.2f} G</td>"
-            f"<td>{html.escape('; '.join(net['assumptions']))}</td></tr>" for name, net in self.about.items())
-        head = "".join(f"<th>{t}</th>" for t in ("network", "scale", "spec", "parameters", "multiply-adds at 48x48",
-                                                 "assumed"))
+        table = html_table(["network", "scale", "spec", "parameters", "multiply-adds at 48x48", "assumed"], [
+            [name, net["scale"], Markup("<code>{}</code>").format(net["spec"]), f"{net['params']:,}",
+             f"{net['macs'] / 1e9:.2f} G", "; ".join(net["assumptions"])] for name, net in self.about.items()])
         sets = ", ".join(f"{d.name} ({d.count})" for d in self.data)
-        return (f"<p><b>{self.run.id}</b></p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-                f"<p>images: {html.escape(sets)}</p>"
+        return (f"<p><b>{self.run.id}</b></p>{table}<p>images: {html.escape(sets)}</p>"
                 + "".join(f"<p><b>{html.escape(d.warning)}</b></p>" for d in self.data if d.warning))
 
 # %% ../../nbs/82_study.evaluation.ipynb #3469d9a7

@@ -27,6 +27,7 @@ from ..distil.loss import DistillLoss
 from ..distil.taps import Taps, tap_shapes
 from ..distil.trial import loss_memory, refuse_idle
 from ..look.keep import affinity_pair, middles, query_pixels
+from ..markup import html_table
 from ..measure.cost import describe_net
 from ..nets.blocks import evaluating
 from ..nets.weights import net_digest
@@ -113,32 +114,25 @@ class Setup:
         return setup_tables(self)
 
 # %% ../../nbs/68_train.setup.ipynb #d32949be
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    "A plain HTML table."
-    cells = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table>"
-
-
 def setup_tables(
     setup: Setup,  # from `prepare`
 ) -> str:          # HTML
     "What is about to be trained: networks, pairs of taps with their shapes, the loss's memory, images."
     cfg, lone = setup.config, not setup.teachers
     roles = {"network" if lone and role == "student" else role: about for role, about in setup.about.items()}
-    parts = [_table(["", "network", "parameters", "multiply-adds at 48x48"],
+    parts = [html_table(["", "network", "parameters", "multiply-adds at 48x48"],
                     [(role, about["spec"], f"{about['params']:,}", f"{about['macs'] / 1e9:.2f} G")
                      for role, about in roles.items()])]
     if setup.taps:
         heads = [head for role in roles for head in (f"{role} tap", "shape")]
-        parts.append(_table(heads, [list(itertools.chain(*pair)) for pair in setup.tap_table()]))
+        parts.append(html_table(heads, [list(itertools.chain(*pair)) for pair in setup.tap_table()]))
     if isinstance(cfg, DistillConfig) and len(setup.teachers) > 1:
         way = {"random": "One teacher is drawn for each batch.", "mean": "All teachers teach at once."}
         parts.append(f"<p>{way[cfg.teacher_draw]}</p>")
     needs = f"{setup.loss_bytes / 2**20:,.0f} MB"
     parts.append(f"<p>{html.escape(cfg.loss)} needs at most {needs} beside the networks.</p>")
     used = [(d.name, d.count, d.role, d.lr_source) for d in setup.data]
-    parts.append(_table(["images", "count", "role", "LR images"], used))
+    parts.append(html_table(["images", "count", "role", "LR images"], used))
     parts += [f"<p><b>{html.escape(text)}</b></p>" for text in setup.warnings()]
     return f"<p><b>{setup.run.id}</b></p>" + "".join(parts)
 
