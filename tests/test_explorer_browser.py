@@ -638,7 +638,7 @@ def test_keys_with_ctrl_meta_or_alt_are_never_taken(browser: Any, static_page: t
     w.root.locator(".fx-image canvas").focus()
     for key in ("D", "d"):  # as it stands in sight, or with caps lock, and as it is typed
         w.press(key)
-        assert w.page.evaluate("explorer.get('mode')") == ("difference" if key == "D" else "similarity")
+        assert w.page.evaluate("explorer.get('mode')") == ("difference" if key == "D" else "affinity")
     w.press("+", "+", "l", "l", "k")
     zoom, y, x = w.page.evaluate("explorer.get('view')")
     assert zoom > 2 and x > 0.5 and y > 0.49

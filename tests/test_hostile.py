@@ -427,7 +427,7 @@ def test_an_onnx_file_of_mostly_holes_is_refused_unread(tmp_path):
 @pytest.mark.parametrize("size", ["of the image", "constant"])
 def test_an_onnx_file_that_computes_for_ever_is_stopped(size, tmp_path, monkeypatch):
     "A thousand products of 1000 x 1000 take a minute or more."
-    monkeypatch.setattr("fakd.onnx.OPENING_S", 0.2)
+    monkeypatch.setattr("fakd.nets.onnx.OPENING_S", 0.2)
     zero = [constant("0", np.float32(0)), node("ReduceMax", ["x"], ["z"], keepdims=0), node("Mul", ["z", "0"], ["add"])]
     begin = node("ConstantOfShape", ["shape"], ["m0"])
     middle = [node("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(1000)]
