@@ -35,9 +35,9 @@ def test_the_arguments_are_the_fields_of_the_config_in_the_notebooks_order(kind)
 def test_help_and_an_editor_show_the_settings():
     page = pydoc.plain(pydoc.render_doc(distill))
     assert "batch_size: 'int | None' = None" in page and "scale: 'int' = 4" in page and "leaves record" in page
-    script = jedi.Script("from fakd.train.run import distill\ndistill(learn_", project=jedi.Project(ROOT))
+    script = jedi.Script("from fakd import distill\ndistill(learn_", project=jedi.Project(ROOT))
     assert "learn_rate=" in [found.name_with_symbols for found in script.complete(2, 14)]
-    script = jedi.Script("from fakd.train.run import distill\ndistill(", project=jedi.Project(ROOT))
+    script = jedi.Script("from fakd import distill\ndistill(", project=jedi.Project(ROOT))
     (shown,) = script.get_signatures(2, 8)
     assert [p.name for p in shown.params] == list(inspect.signature(distill).parameters)
 
