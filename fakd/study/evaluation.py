@@ -28,14 +28,13 @@ from ..digest import code_digest, digest
 from ..files import must_fit
 from ..images import write_image
 from ..markup import html_table
-from ..measure.cost import describe_net, latencies
+from ..measure.cost import latencies
 from ..measure.evaluate import bicubic_rows, evaluate, super_resolve, worth_seeing
 from ..measure.perceptual import perceptual_measures
 from ..measure.upscale import pixel_bytes
 from ..memory import peak_memory
 from ..nets.onnx import open_net
-from ..nets.weights import net_digest
-from ..nets.wrapped import as_net, assumed_of
+from ..nets.wrapped import as_net
 from ..progress import Bar
 from ..record import DataUse, Record
 from ..report.pages import make_pages
@@ -44,7 +43,7 @@ from ..run_folder import Run, artefacts, now, runs_folder, write_record
 from ..settings import written_out
 from .config import EvaluateConfig, find_weights
 from ..train.networks import from_anywhere
-from ..train.setup import AT_HAND
+from ..train.setup import AT_HAND, about_net
 
 # %% auto #0
 __all__ = ['KEPT_IMAGES', 'KEPT_NETS', 'Way', 'net_names', 'Evaluation', 'prepare_evaluation', 'measure_scores', 'measure_costs',
@@ -163,7 +162,7 @@ def prepare_evaluation(
     cfg = config.with_values("chosen", weights=None) if alone else config
     found = _find_nets(cfg.weights, asked, cfg.scales, nets or {})
     ready: dict[str, Any] = {name: net for name, (net, _) in found.items()}
-    about = {name: _about(*one) for name, one in found.items()}
+    about = {name: about_net(*one, {}) for name, one in found.items()}
     sets = image_sets(str(cfg.benchmarks))
     if cfg.repeats:
         must_fit(round(max(map(pixel_bytes, ready.values())) * cfg.input_px**2), f"input_px={cfg.input_px}")
@@ -184,15 +183,6 @@ def prepare_evaluation(
     run_id = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in text)
     run = Run.create(f"{run_id}-{whole[:8]}", runs_folder(cfg.out_dir))
     return Evaluation(cfg, from_anywhere(cfg.given()), run, whole, code, now(), ready, about, sets, data)
-
-# %% ../../nbs/82_study.evaluation.ipynb #efe03f2c
-def _about(net: Any, source: str) -> dict[str, Any]:
-    "What the record says of a network."
-    described = describe_net(net)
-    sizes = ",".join(f"{k}={v}" for k, v in described["sizes"].items())
-    spec = getattr(net, "spec", "") or f"{described['network']}({sizes})"
-    return {**described, "network": spec.split("(")[0], "spec": spec, "source": source, "digest": net_digest(net),
-            "assumptions": assumed_of(net)}
 
 # %% ../../nbs/82_study.evaluation.ipynb #19d3e2f2
 KEPT_IMAGES, KEPT_NETS = 8, 6  # at most: as many as a page can show
