@@ -32,7 +32,7 @@ def small(tmp_path_factory):
 
 def start(parameters, out_dir):
     "The run in a process of its own, on one thread."
-    code = f"from fakd.train.run import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
+    code = f"from fakd import distill; distill(**{parameters | {'out_dir': str(out_dir)}!r})"
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code], env=one_thread, stderr=subprocess.PIPE, text=True)
 
