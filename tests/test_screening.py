@@ -231,4 +231,4 @@ def test_an_evaluation_knows_what_its_networks_were_trained_on(tmp_path):
     record.write_text(record.read_text().replace(run.id, "second"))
     with pytest.warns(UserWarning, match=f"astronaut .in .*, of {run.id}; in .*, of second"):
         both = {"weights": f"{run.dir}+{record.parent}", "benchmarks": "sample-eval"}
-        prepare_evaluation(asked.model_copy(update=both))
+        prepare_evaluation(asked.model_copy(update=both).resolve())
