@@ -29,7 +29,7 @@ def without_teacher(
     record: Record,  # of any kind
 ) -> bool:
     "Whether a student learned from the ground truth alone, as with `loss=DS`: then nothing was distilled."
-    return record.kind == "distill" and record.resolved.get("teacher") is None
+    return record.kind == "distill" and record.resolved.get("teacher", "") is None
 
 
 def steps_per_second(
