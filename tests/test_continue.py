@@ -453,3 +453,12 @@ def test_pages_that_did_not_fit_are_made_by_the_next_call_without_training(asked
     no_training()
     assert distill(**asked).dir == run.dir
     assert (run.dir / "report.html").exists() and (run.dir / "explorer.html").exists()
+
+
+def test_a_record_is_not_written_without_one_of_the_students_that_it_compares(asked):
+    setup = prepared(**asked | {"compare": True, "equal_time": False})
+    plain = fit(setup, "plain")
+    distilled = fit(setup, earlier=[plain])
+    with pytest.raises(FakdError, match="finish: this run also trains plain. Give what fit returned for plain, distil"):
+        finish(setup, [None, distilled], [])
+    assert not (setup.run.dir / "record.json").exists() and list((setup.run.dir / "checkpoints").iterdir())

@@ -207,6 +207,7 @@ def finish(
     if setup.record is not None:
         return run
     trained = [one for one in fitted if one]
+    _refuse_missing([] if error else setup.config.methods, trained)
     write_history(run, list(itertools.chain(*(one.history for one in trained))))
     record = Record(
         run_id=run.id,
@@ -237,6 +238,13 @@ def finish(
     return run
 
 # %% ../../nbs/69_train.run.ipynb #57cc252d
+def _refuse_missing(wanted: Sequence[str], trained: Sequence[Fitted]) -> None:
+    "A record that claims a comparison must hold all that is compared."
+    if missing := [method for method in wanted if method not in {one.method for one in trained}]:
+        raise FakdError(f"finish: this run also trains {', '.join(missing)}. Give what fit returned for "
+                        f"{', '.join(wanted)}.")
+
+
 def _about_student(setup: Setup, trained: Sequence[Fitted]) -> dict[str, Any]:
     "The student before training, and the borders that the trained ones want."
     about = dict(setup.about["student"])
